@@ -1,0 +1,132 @@
+"""Archives of raw snapshots: text files under `dt=` folders or flat, local or on S3, plain, .gz or .zst.
+
+Three namings are known, all of the UTC moment observed:
+`wrm_stations_2025-05-12_18-10-07.txt`, `station_data_20250512_181007.txt`, `content_2025-05-12_18-10-07.txt`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+
+_NAME = re.compile(
+    r"(?:wrm_stations|station_data|content)_"
+    r"(\d{4})-?(\d{2})-?(\d{2})_(\d{2})-?(\d{2})-?(\d{2})\.txt(?:\.(gz|zst))?"
+)
+_CODECS = {"gz": "gzip", "zst": "zstd"}
+_CHUNK_BYTES = 1024 * 1024
+
+
+class ArchiveError(ValueError):
+    """An archive, or a file of it, that cannot be taken."""
+
+
+@dataclass(frozen=True)
+class ArchiveFile:
+    """One raw file: where it is, when it arrived there and when it was observed."""
+
+    key: str  # URL
+    path: str  # as the file system names it
+    arrived_at: datetime
+    observed_at: datetime
+    codec: str | None
+
+
+def list_archive(
+    filesystem: fsspec.AbstractFileSystem, location: str
+) -> tuple[list[ArchiveFile], list[str]]:
+    """Every raw snapshot below a folder, or the one file named, sorted by observed time and key; and the
+    paths of files whose names tell no time.
+
+    Raises `ArchiveError` where there is nothing at all.
+    """
+    try:
+        entries = filesystem.find(location, detail=True, withdirs=False)
+    except (FileNotFoundError, NotADirectoryError):
+        entries = {}
+    if not entries:
+        raise ArchiveError(
+            f"No archive found: {location}. Give a folder or an s3:// prefix that holds raw text files."
+        )
+    files = {path: _describe(filesystem, path, info) for path, info in entries.items()}
+    known = [file for file in files.values() if file is not None]
+    unknown = sorted(path for path, file in files.items() if file is None)
+    return sorted(known, key=lambda file: (file.observed_at, file.key)), unknown
+
+
+def observed_at_of(name: str) -> tuple[datetime, str | None] | None:
+    """The UTC moment and the compression codec that a file's name tells, None for any other name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        moment = datetime(*(int(part) for part in match.groups()[:6]), tzinfo=UTC)  # type: ignore[misc]
+    except ValueError:  # the 31st of February
+        return None
+    return moment, _CODECS.get(match.group(7) or "")
+
+
+def read_payload(filesystem: fsspec.AbstractFileSystem, file: ArchiveFile, max_bytes: int) -> bytes:
+    """The file's bytes, decompressed; raises `ArchiveError` for one that is corrupt or too large."""
+    chunks: list[bytes] = []
+    received = 0
+    try:
+        with (
+            filesystem.open(file.path, "rb") as raw,
+            pa.input_stream(raw, compression=file.codec) as stream,
+        ):
+            while chunk := stream.read(_CHUNK_BYTES):
+                received += len(chunk)
+                if received > max_bytes:
+                    raise ArchiveError(
+                        f"File is too large: {file.key}. Raise FETCH_MAX_BYTES above {max_bytes}."
+                    )
+                chunks.append(chunk)
+    except OSError as error:
+        raise ArchiveError(
+            f"File cannot be read: {file.key}. Replace it and run again ({error})."
+        ) from error
+    return b"".join(chunks)
+
+
+def _describe(
+    filesystem: fsspec.AbstractFileSystem, path: str, info: dict[str, object]
+) -> ArchiveFile | None:
+    found = observed_at_of(path.rsplit("/", 1)[-1])
+    if found is None:
+        return None
+    observed_at, codec = found
+    return ArchiveFile(_url(filesystem, path), path, _arrival(info), observed_at, codec)
+
+
+def _url(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    return Path(path).as_uri() if _is_local(filesystem) else f"s3://{path}"
+
+
+def _arrival(info: dict[str, object]) -> datetime:
+    """When the file came to its place. On a disk the change of its inode counts as well, because a copy may
+    keep the old modification time."""
+    if "LastModified" in info:
+        return info["LastModified"]  # type: ignore[return-value]
+    changed = max(float(info["mtime"]), float(info["created"]))  # type: ignore[arg-type]
+    return datetime.fromtimestamp(changed, UTC)
+
+
+def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    protocol = filesystem.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def absolute_location(location: str, base: str) -> str:
+    """`location` as given on a command line in the folder `base`, made absolute; URLs stay."""
+    if location.startswith("file://"):
+        location = location.removeprefix("file://")
+    if "://" in location:
+        return location
+    return os.path.abspath(os.path.join(base, os.path.expanduser(location)))

@@ -1,0 +1,84 @@
+"""Bytes to text, and broken Polish names mended, once per distinct string.
+
+Bronze keeps the payload as it came; what is found here travels beside it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from functools import lru_cache
+
+import ftfy
+
+_BOMS = [
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+]
+_POLISH_LETTERS = re.compile("[ąćęłńóśźżĄĆĘŁŃÓŚŹŻ]")
+
+
+def detect_encoding(payload: bytes) -> str:
+    """Python's name for the payload's encoding: by byte-order mark, else UTF-8 where valid, else whichever
+    of the two legacy Polish encodings (cp1250, iso-8859-2) gives more Polish letters."""
+    for bom, name in _BOMS:
+        if payload.startswith(bom):
+            return name
+    try:
+        payload.decode("utf-8")
+        return "utf-8"
+    except UnicodeDecodeError:
+        return max(("cp1250", "iso-8859-2"), key=lambda name: _polish_letters(payload, name))
+
+
+def _polish_letters(payload: bytes, encoding: str) -> int:
+    return len(_POLISH_LETTERS.findall(payload.decode(encoding, "replace")))
+
+
+def decode(payload: bytes, encoding: str) -> str:
+    """The payload's text; bytes that the encoding does not know become U+FFFD."""
+    return payload.decode(encoding, "replace")
+
+
+def mend_names(text: str) -> str | None:
+    """JSON object of every mojibake field of a CSV text and its mended form, or None where all is well.
+
+    Keys are fields as a CSV reader would give them (unquoted). Shape: '{"PrzejĹ›cie": "Przejście"}'.
+    """
+    lines = [line for line in text.split("\n") if not line.isascii()]
+    fields = {name for line in lines for name in _fields(line) if not name.isascii()}
+    mended = {name: _mend(name) for name in sorted(fields)}
+    changed = {name: good for name, good in mended.items() if good != name}
+    return json.dumps(changed, ensure_ascii=False) if changed else None
+
+
+def _fields(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line.rstrip("\r")]), [])
+    except csv.Error:  # a field of over 131 072 characters is no name
+        return []
+
+
+@lru_cache(maxsize=65536)
+def _mend(name: str) -> str:
+    # Only the encoding is mended: ftfy.fix_text would also rewrite quotes and ligatures of good names.
+    mended = _mend_polish(ftfy.fix_encoding(name))
+    return mended if mended == name else _mend(mended)  # damage may be twofold
+
+
+def _mend_polish(name: str) -> str:
+    """Undo UTF-8 read as a one-byte encoding where ftfy is too careful (`Ĺšrubowa`): text that turns back
+    into valid UTF-8 whose only foreign letters are Polish ones was never meant as it stands."""
+    for encoding in ("sloppy-windows-1250", "sloppy-windows-1252", "iso-8859-2", "latin-1"):
+        try:
+            mended = name.encode(encoding).decode("utf-8")
+        except UnicodeError:
+            continue
+        if _POLISH_LETTERS.sub("", mended).isascii():
+            return mended
+    return name

@@ -1,0 +1,202 @@
+"""The one HTTP client: bounded in time and size, patient with servers in trouble, and every try accounted for."""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import requests
+import urllib3
+
+USER_AGENT = "bike-data-flow/0.1 (open history of city bike feeds)"
+RETRIABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+LONGEST_WAIT_SECONDS = 60.0
+_CHUNK_BYTES = 64 * 1024
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Validators:
+    """What a server gave to ask it later whether anything changed (RFC 9110, section 8.8)."""
+
+    etag: str | None = None
+    last_modified: str | None = None
+
+    def as_headers(self) -> dict[str, str]:
+        headers = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
+        return {name: value for name, value in headers.items() if value}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try to fetch a URL: what came, or why nothing did."""
+
+    url: str
+    number: int
+    attempted_at: datetime
+    latency_seconds: float
+    status: int | None = None
+    payload: bytes | None = field(default=None, repr=False)
+    response_bytes: int | None = None
+    validators: Validators = field(default=Validators())
+    retry_after_seconds: float | None = None
+    is_not_modified: bool = False
+    error: str | None = None
+    is_retriable: bool = False
+
+    @property
+    def sha256(self) -> str | None:
+        return None if self.payload is None else sha256(self.payload).hexdigest()
+
+
+def fetch(
+    url: str,
+    *,
+    validators: Validators = Validators(),
+    timeout_seconds: float = 20,
+    max_bytes: int = 32 * 1024 * 1024,
+    max_attempts: int = 3,
+    first_wait_seconds: float = 1.0,
+) -> list[Attempt]:
+    """Fetch `url`, retrying what may pass: 408, 429, 5xx and connection errors, with exponential backoff and
+    jitter, or as long as the server's `Retry-After` says (at most a minute). Other 4xx are final.
+
+    Returns every attempt, the decisive one last; HTTP never raises here.
+    """
+    attempts: list[Attempt] = []
+    with requests.Session() as session:
+        session.headers["User-Agent"] = USER_AGENT
+        for number in range(1, max_attempts + 1):
+            attempt = _fetch_once(session, url, number, validators, timeout_seconds, max_bytes)
+            attempts.append(attempt)
+            if not attempt.is_retriable or number == max_attempts:
+                break
+            seconds = _wait_seconds(attempt, first_wait_seconds)
+            logger.warning("%s. Trying again in %.1f s.", attempt.error, seconds)
+            time.sleep(seconds)
+    return attempts
+
+
+def _wait_seconds(attempt: Attempt, first_wait_seconds: float) -> float:
+    if attempt.retry_after_seconds is not None:
+        return min(attempt.retry_after_seconds, LONGEST_WAIT_SECONDS)
+    backoff = first_wait_seconds * 2 ** (attempt.number - 1)
+    return min(backoff * random.uniform(0.5, 1.5), LONGEST_WAIT_SECONDS)
+
+
+def _fetch_once(
+    session: requests.Session,
+    url: str,
+    number: int,
+    validators: Validators,
+    timeout_seconds: float,
+    max_bytes: int,
+) -> Attempt:
+    attempted_at = datetime.now(UTC)
+    started = time.monotonic()
+    deadline = started + timeout_seconds
+
+    def outcome(**what: object) -> Attempt:
+        seconds = time.monotonic() - started
+        return Attempt(url, number, attempted_at, seconds, **what)  # type: ignore[arg-type]
+
+    try:
+        with session.get(
+            url, headers=validators.as_headers(), timeout=timeout_seconds, stream=True
+        ) as response:
+            found = _describe(response)
+            if response.status_code == 304:
+                return outcome(**found, is_not_modified=True)
+            if response.status_code != 200:
+                return outcome(
+                    **found,
+                    error=f"The server refused: HTTP {response.status_code} from {url}",
+                    is_retriable=response.status_code in RETRIABLE_STATUSES,
+                )
+            payload = b"".join(_read(response, deadline, max_bytes))
+    except PayloadRefused as refusal:
+        return outcome(status=200, error=f"{refusal} from {url}", is_retriable=refusal.is_retriable)
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        return outcome(
+            error=f"The feed is out of reach: {_reason(error)} at {url}", is_retriable=True
+        )
+    error = _not_a_snapshot(payload, response.headers.get("Content-Type", ""))
+    if error:
+        return outcome(**found, response_bytes=len(payload), error=f"{error} from {url}")
+    return outcome(**found, payload=payload, response_bytes=len(payload))
+
+
+class PayloadRefused(Exception):
+    """A body that cannot be taken: too large, too slow or cut short."""
+
+    def __init__(self, reason: str, is_retriable: bool) -> None:
+        super().__init__(reason)
+        self.is_retriable = is_retriable
+
+
+def _read(response: requests.Response, deadline: float, max_bytes: int) -> Iterator[bytes]:
+    received = 0
+    # read1 returns what one recv gave: a server that drips single bytes meets the deadline too
+    while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True):
+        received += len(chunk)
+        if received > max_bytes:
+            raise PayloadRefused(f"The body is too large: over {max_bytes} bytes", False)
+        if time.monotonic() > deadline:
+            raise PayloadRefused(f"The body is too slow: {received} bytes by the time limit", True)
+        yield chunk
+    expected = response.headers.get("Content-Length", "")
+    if expected.isdigit() and response.raw.tell() < int(expected):
+        raise PayloadRefused(f"The body is cut short: {received} of {expected} bytes", True)
+
+
+def _describe(response: requests.Response) -> dict[str, object]:
+    return {
+        "status": response.status_code,
+        "validators": Validators(
+            response.headers.get("ETag"), response.headers.get("Last-Modified")
+        ),
+        "retry_after_seconds": parse_retry_after(response.headers.get("Retry-After")),
+    }
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Seconds to wait by a `Retry-After` header, given in seconds or as a date (RFC 9110, section 10.2.3);
+    None without one or with one that cannot be read."""
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment.tzinfo else None
+
+
+def _not_a_snapshot(payload: bytes, content_type: str) -> str | None:
+    """Why a 200 answer is no data: servers in trouble answer with nothing, or with a page for people."""
+    start = payload.lstrip(b"\xef\xbb\xbf \t\r\n")[:256].lower()
+    if not start:
+        return "The body is empty: 0 bytes of data"
+    if "html" in content_type.lower() or start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return f"The body is a page, not a snapshot: {start[:40].decode('utf-8', 'replace')!r}"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    kind = {
+        requests.ConnectTimeout: "connecting timed out",
+        requests.ReadTimeout: "reading timed out",
+        urllib3.exceptions.ReadTimeoutError: "reading timed out",
+        requests.exceptions.SSLError: "TLS failed",
+        requests.ConnectionError: "no connection",
+        urllib3.exceptions.ProtocolError: "the connection was cut",
+    }
+    return next((word for cls, word in kind.items() if isinstance(error, cls)), str(error))

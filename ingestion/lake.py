@@ -1,0 +1,131 @@
+"""The lake: the one file that knows bucket, layout and storage credentials.
+
+    <LAKE_URL>/bronze/<source>/<table>/dt=YYYY-MM-DD/<load_id>.<file_id>.parquet   written by dlt
+    <LAKE_URL>/silver|gold/<model>/dt=YYYY-MM-DD/data.parquet, …/_state.parquet     written by dbt
+
+`dt` is the UTC day observed, for live and archive alike.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from ingestion.settings import S3Settings, Settings
+
+BRONZE_LAYOUT = "{table_name}/dt={YYYY}-{MM}-{DD}/{load_id}.{file_id}.{ext}"
+
+
+class AtomicLocalFileSystem(LocalFileSystem):
+    """A local disk on which a file appears whole or not at all, as objects do on S3.
+
+    dlt copies finished Parquet files into place with `put_file`; a kill in the middle of a plain copy would
+    leave a torn file under its final name.
+    """
+
+    def put_file(self, lpath: str, rpath: str, callback: Any = None, **kwargs: Any) -> None:
+        target = self._strip_protocol(rpath)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        unfinished = f"{target}.unfinished"
+        shutil.copyfile(self._strip_protocol(lpath), unfinished)
+        os.replace(unfinished, target)
+
+
+fsspec.register_implementation("file", AtomicLocalFileSystem, clobber=True)
+fsspec.register_implementation("local", AtomicLocalFileSystem, clobber=True)
+
+
+@dataclass(frozen=True)
+class Lake:
+    """A lake root and the ways to reach it: fsspec, dlt and DuckDB."""
+
+    url: str
+    s3: S3Settings
+
+    @classmethod
+    def of(cls, settings: Settings) -> Lake:
+        return cls(settings.lake_url, settings.s3)
+
+    @property
+    def is_local(self) -> bool:
+        return self.url.startswith("file://")
+
+    @property
+    def root(self) -> str:
+        """The root as DuckDB and Python's file functions name it: a plain path, or s3://bucket/prefix."""
+        return unquote(urlsplit(self.url).path) if self.is_local else self.url
+
+    def bronze_url(self) -> str:
+        return f"{self.url}/bronze"
+
+    def bronze_day(self, source: str, table: str, day: date) -> str:
+        """The glob of one day's bronze objects."""
+        return f"{self.root}/bronze/{source}/{table}/dt={day.isoformat()}/*.parquet"
+
+    def filesystem(self, url: str | None = None) -> fsspec.AbstractFileSystem:
+        """fsspec's file system for `url` (default: the lake itself)."""
+        if not (url or self.url).startswith("s3://"):
+            return fsspec.filesystem("file")
+        return fsspec.filesystem("s3", use_listings_cache=False, **self._s3fs_options())
+
+    def _s3fs_options(self) -> dict[str, Any]:
+        return {
+            "key": self.s3.access_key_id,
+            "secret": self.s3.secret_access_key,
+            "token": self.s3.session_token,
+            "endpoint_url": self.s3.endpoint_url,
+            "client_kwargs": {"region_name": self.s3.region},
+            "config_kwargs": self._botocore_config(),
+        }
+
+    def _botocore_config(self) -> dict[str, Any]:
+        return {"s3": {"addressing_style": self.s3.addressing_style}}
+
+    def dlt_destination_options(self) -> dict[str, Any]:
+        """Arguments of `dlt.destinations.filesystem` that reach the bronze layer."""
+        options: dict[str, Any] = {"bucket_url": self.bronze_url(), "layout": BRONZE_LAYOUT}
+        if self.is_local:
+            return options
+        credentials = {
+            "aws_access_key_id": self.s3.access_key_id,
+            "aws_secret_access_key": self.s3.secret_access_key,
+            "aws_session_token": self.s3.session_token,
+            "endpoint_url": self.s3.endpoint_url,
+            "region_name": self.s3.region,
+        }
+        options["credentials"] = {k: v for k, v in credentials.items() if v}
+        options["config_kwargs"] = self._botocore_config()
+        return options
+
+    def duckdb_secret(self) -> str | None:
+        """The statement that lets DuckDB reach the lake's bucket, None for a local lake.
+
+        Without keys DuckDB asks AWS's credential chain (its `aws` extension).
+        """
+        if self.is_local:
+            return None
+        options = {"region": self.s3.region}
+        if self.s3.access_key_id:
+            options |= {"key_id": self.s3.access_key_id, "secret": self.s3.secret_access_key or ""}
+            if self.s3.session_token:
+                options["session_token"] = self.s3.session_token
+        else:
+            options["provider"] = "credential_chain"
+        if self.s3.endpoint_url:
+            endpoint = urlsplit(self.s3.endpoint_url)
+            options["endpoint"] = endpoint.netloc + endpoint.path.rstrip("/")
+            options["use_ssl"] = str(endpoint.scheme == "https").lower()
+        options["url_style"] = "path" if self.s3.addressing_style == "path" else "vhost"
+        rendered = ", ".join(f"{name} {_quoted(value)}" for name, value in options.items())
+        return f"create or replace secret lake (type s3, {rendered})"
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

@@ -1,0 +1,251 @@
+"""Every setting of the project, read from the environment in one place.
+
+Names, defaults and meanings stand in `.env.example`. A `.env` file in the project's root is read too; what
+the environment already holds wins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from dotenv import dotenv_values
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+class SettingsError(ValueError):
+    """One or more settings are missing or malformed; the message lists them all."""
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """How to reach an S3-compatible store. Without keys, AWS's usual credential chain applies."""
+
+    endpoint_url: str | None
+    region: str
+    access_key_id: str | None = field(repr=False)
+    secret_access_key: str | None = field(repr=False)
+    session_token: str | None = field(repr=False)
+    addressing_style: str  # "path" or "virtual"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The project's settings; see `.env.example` for every name and default."""
+
+    data_dir: Path
+    lake_url: str  # "file:///…" or "s3://bucket/prefix", without a trailing slash
+    postgres_url: str | None = field(repr=False)  # None: the embedded server under data_dir
+    postgres_schema: str
+    s3: S3Settings
+    wrm_feed_url: str
+    wrm_failures_url: str
+    fetch_timeout_seconds: float
+    fetch_attempts: int
+    fetch_max_bytes: int
+    duckdb_memory_limit: str
+    duckdb_threads: int
+    log_level: str
+
+    @property
+    def postgres_data_dir(self) -> Path:
+        return self.data_dir / "postgres"
+
+    @property
+    def postgres_socket_dir(self) -> Path:
+        """Where the embedded server's socket is. Short whatever the project's path is, because a socket's
+        path may hold 107 bytes at most; `exports/profiles.yml` derives the same name."""
+        digest = md5(str(self.data_dir).encode()).hexdigest()[:12]
+        return Path("/tmp") / f"bike-data-flow-{digest}"
+
+    @property
+    def landing_schema(self) -> str:
+        return "landing" if self.postgres_schema == "public" else f"{self.postgres_schema}_landing"
+
+    def postgres_parameters(self) -> dict[str, str]:
+        """Connection parameters under libpq's names (host, port, user, password, dbname, sslmode, …)."""
+        if self.postgres_url is None:
+            return {
+                "host": str(self.postgres_socket_dir),
+                "port": "5432",
+                "user": "postgres",
+                "password": "",
+                "dbname": "postgres",
+            }
+        url = urlsplit(self.postgres_url)
+        parameters = {
+            "host": url.hostname or "localhost",
+            "port": str(url.port or 5432),
+            "user": unquote(url.username or "postgres"),
+            "password": unquote(url.password or ""),
+            "dbname": unquote(url.path.lstrip("/")) or "postgres",
+        }
+        return parameters | {name: values[-1] for name, values in parse_qs(url.query).items()}
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read and check every setting.
+
+    Raises `SettingsError` that names each missing or malformed variable, all together.
+    """
+    if environment is None:
+        dotenv = {k: v for k, v in dotenv_values(PROJECT_ROOT / ".env").items() if v is not None}
+        environment = dotenv | os.environ
+    read = _Reader(environment)
+    data_dir = read("DATA_DIR", "data", _absolute_path)
+    lake_url = read("LAKE_URL", "", _lake_url) or data_dir.joinpath("lake").as_uri()
+    settings = Settings(
+        data_dir=data_dir,
+        lake_url=lake_url,
+        postgres_url=read("POSTGRES_URL", "", _postgres_url) or None,
+        postgres_schema=read("POSTGRES_SCHEMA", "public", _identifier),
+        s3=S3Settings(
+            endpoint_url=read("AWS_ENDPOINT_URL_S3", read.raw("AWS_ENDPOINT_URL"), _http_url)
+            or None,
+            region=read("AWS_REGION", read.raw("AWS_DEFAULT_REGION") or "eu-central-1", str),
+            access_key_id=read.raw("AWS_ACCESS_KEY_ID") or None,
+            secret_access_key=read.raw("AWS_SECRET_ACCESS_KEY") or None,
+            session_token=read.raw("AWS_SESSION_TOKEN") or None,
+            addressing_style=read("S3_ADDRESSING_STYLE", "path", _one_of("path", "virtual")),
+        ),
+        wrm_feed_url=read(
+            "WRM_FEED_URL",
+            "https://gladys.geog.ucl.ac.uk/bikesapi/load.php?scheme=wroclaw",
+            _http_url,
+        ),
+        wrm_failures_url=read(
+            "WRM_FAILURES_URL",
+            "https://www.wroclaw.pl/open-data/39605eb0-8055-4733-bb02-04b96791d36a/WRM_usterki.csv",
+            _http_url,
+        ),
+        fetch_timeout_seconds=read("FETCH_TIMEOUT_SECONDS", "20", _positive(float)),
+        fetch_attempts=read("FETCH_ATTEMPTS", "3", _positive(int)),
+        fetch_max_bytes=read("FETCH_MAX_BYTES", str(32 * 1024 * 1024), _positive(int)),
+        duckdb_memory_limit=read("DUCKDB_MEMORY_LIMIT", "1GB", _memory_size),
+        duckdb_threads=read(
+            "DUCKDB_THREADS",
+            str(8 if lake_url.startswith("s3://") else os.cpu_count() or 2),
+            _positive(int),
+        ),
+        log_level=read(
+            "LOG_LEVEL", "INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+        ),
+    )
+    if lake_url.startswith("s3://") and bool(settings.s3.access_key_id) != bool(
+        settings.s3.secret_access_key
+    ):
+        missing = "SECRET_ACCESS_KEY" if settings.s3.access_key_id else "ACCESS_KEY_ID"
+        read.problems.append(f"AWS_{missing} is missing: it goes together with its other half")
+    read.raise_problems()
+    return settings
+
+
+class _Reader:
+    """Reads variables one by one and keeps what is wrong with them for one report."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
+        self.problems: list[str] = []
+
+    def raw(self, name: str) -> str:
+        return self.environment.get(name, "").strip()
+
+    def __call__(self, name: str, default: str, parse: Callable[[str], Any]) -> Any:
+        value = self.raw(name) or default
+        if not value:
+            return value
+        try:
+            return parse(value)
+        except ValueError as error:
+            self.problems.append(f"{name} is malformed: {_without_password(value)!r}. {error}")
+            return value
+
+    def raise_problems(self) -> None:
+        if self.problems:
+            raise SettingsError(
+                "Settings cannot be used:\n  "
+                + "\n  ".join(self.problems)
+                + "\nMend them in .env or in the environment; .env.example explains each."
+            )
+
+
+def _without_password(value: str) -> str:
+    """The value, fit for a message: a URL loses its user and password."""
+    if "@" not in value:
+        return value
+    scheme, separator, rest = value.rpartition("://")
+    return f"{scheme}{separator}***@{rest.rpartition('@')[2]}"
+
+
+def _absolute_path(value: str) -> Path:
+    return (PROJECT_ROOT / Path(value).expanduser()).resolve()
+
+
+def _lake_url(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme == "s3" and url.netloc:
+        return value.rstrip("/")
+    if url.scheme == "file" and url.path.startswith("/") and not url.netloc:
+        return value.rstrip("/")
+    if not url.scheme:
+        return _absolute_path(value).as_uri()
+    raise ValueError("Give s3://bucket/prefix, file:///folder or a folder.")
+
+
+def _postgres_url(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in ("postgres", "postgresql"):
+        raise ValueError("Give postgresql://user:password@host:port/database.")
+    _ = url.port  # raises ValueError when it is no number
+    return value
+
+
+def _http_url(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.netloc:
+        raise ValueError("Give an http:// or https:// URL.")
+    return value
+
+
+def _identifier(value: str) -> str:
+    if not (value.isascii() and value.replace("_", "a").isalnum() and value == value.lower()):
+        raise ValueError("Give lower-case letters, digits and underscores.")
+    if value[0].isdigit() or len(value) > 40:
+        raise ValueError("Begin with a letter and stay within 40 characters.")
+    return value
+
+
+def _memory_size(value: str) -> str:
+    number, unit = value[:-2].strip(), value[-2:].upper()
+    if not (number.replace(".", "", 1).isdigit() and unit in ("MB", "GB")):
+        raise ValueError("Give a size such as 512MB or 2GB.")
+    return value
+
+
+def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(value: str) -> Any:
+        try:
+            number = kind(value)
+        except ValueError:
+            raise ValueError("Give a number.") from None
+        if not 0 < number < float("inf"):
+            raise ValueError("Give a number above zero.")
+        return number
+
+    return parse
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        match = {a.lower(): a for a in allowed}.get(value.lower())
+        if match is None:
+            raise ValueError(f"Give one of: {', '.join(allowed)}.")
+        return match
+
+    return parse

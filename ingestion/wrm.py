@@ -1,0 +1,308 @@
+"""Wrocław's city bikes (WRM): snapshots of every station and free bike, and the file of defects.
+
+The feed (`WRM_FEED_URL`) is CSV text, one line per docking station or free-standing bike, about 350 lines,
+generated at the moment of the request. Its terms are not documented: poll at most once a minute. The
+defects (`WRM_FAILURES_URL`) are a CSV file of the city's open-data portal, taken once a day. Neither is
+parsed here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from hashlib import sha256
+from itertools import groupby
+from typing import Any
+
+import dlt
+import fsspec
+import pyarrow as pa
+
+from ingestion import archive, bronze
+from ingestion.encoding import decode, detect_encoding, mend_names
+from ingestion.fetch import Attempt, Validators, fetch
+from ingestion.lake import Lake
+from ingestion.schemas import FETCH_ATTEMPTS, STATION_SNAPSHOTS
+from ingestion.settings import Settings
+
+SOURCE = "wrm"
+ROWS_PER_CHUNK = 64
+# A file that arrives while an import lists the archive may carry a time before the cursor's.
+LATE_ARRIVAL = timedelta(minutes=5)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LiveOutcome:
+    """What one poll of the feed gave."""
+
+    is_taken: bool
+    is_unchanged: bool
+    payload_bytes: int
+    error: str | None
+
+
+@dataclass
+class ImportOutcome:
+    """What one import of an archive gave; `refused` holds a reason per file that could not be taken."""
+
+    listed: int = 0
+    taken: int = 0
+    known: int = 0
+    payload_bytes: int = 0
+    refused: list[str] = field(default_factory=list)
+
+
+def take_snapshot(settings: Settings) -> LiveOutcome:
+    """Poll the feed once, and the defects once a day, and load what came with every attempt.
+
+    A payload equal to the last one taken is recorded as unchanged and not stored again.
+    """
+    pipeline = bronze.open_pipeline(SOURCE, settings)
+    state = bronze.source_state(pipeline)
+    live = _poll("station_snapshots", settings.wrm_feed_url, state.get("live", {}), settings)
+    polls = [live]
+    if state.get("failures", {}).get("taken_on") != live.day.isoformat():
+        polls.append(
+            _poll("failures", settings.wrm_failures_url, state.get("failures", {}), settings)
+        )
+    _load_polls(pipeline, live.day, polls)
+    if polls[-1].error and polls[-1] is not live:
+        logger.warning("%s. The defects are asked for again at the next run.", polls[-1].error)
+    return LiveOutcome(live.row is not None, live.is_unchanged, live.payload_bytes, live.error)
+
+
+@dataclass(frozen=True)
+class _Poll:
+    """One resource asked for: its attempts, and the bronze row if there is a new one."""
+
+    resource: str
+    attempts: list[Attempt]
+    is_unchanged: bool
+    row: dict[str, Any] | None
+
+    @property
+    def day(self) -> date:
+        return self.attempts[-1].attempted_at.date()
+
+    @property
+    def error(self) -> str | None:
+        return self.attempts[-1].error
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.attempts[-1].response_bytes or 0
+
+    def cursor(self) -> dict[str, Any]:
+        """What the next poll compares with."""
+        last = self.attempts[-1]
+        cursor = {
+            "etag": last.validators.etag,
+            "last_modified": last.validators.last_modified,
+            "taken_on": self.day.isoformat(),
+        }
+        return cursor | ({"sha256": last.sha256} if last.sha256 else {})
+
+
+def _poll(resource: str, url: str, cursor: dict[str, Any], settings: Settings) -> _Poll:
+    attempts = fetch(
+        url,
+        validators=Validators(cursor.get("etag"), cursor.get("last_modified")),
+        timeout_seconds=settings.fetch_timeout_seconds,
+        max_bytes=settings.fetch_max_bytes,
+        max_attempts=settings.fetch_attempts,
+    )
+    last = attempts[-1]
+    is_unchanged = last.is_not_modified or (
+        last.sha256 is not None and last.sha256 == cursor.get("sha256")
+    )
+    row = None
+    if last.payload is not None and not is_unchanged:
+        fetched_at = last.attempted_at + timedelta(seconds=last.latency_seconds)
+        row = payload_row(last.payload, url, None, last.attempted_at, fetched_at)
+    return _Poll(resource, attempts, is_unchanged, row)
+
+
+def _load_polls(pipeline: dlt.Pipeline, day: date, polls: list[_Poll]) -> None:
+    attempts = [_attempt_row(poll, attempt) for poll in polls for attempt in poll.attempts]
+    tables: dict[str, Iterable[pa.Table]] = {
+        "fetch_attempts": [pa.Table.from_pylist(attempts, schema=FETCH_ATTEMPTS)]
+    }
+    for poll in polls:
+        if poll.row is not None:
+            tables[poll.resource] = [pa.Table.from_pylist([poll.row], schema=STATION_SNAPSHOTS)]
+    names = {"station_snapshots": "live", "failures": "failures"}
+    known = bronze.source_state(pipeline)
+    cursors = {
+        names[poll.resource]: known.get(names[poll.resource], {}) | poll.cursor()
+        for poll in polls
+        if poll.error is None
+    }
+    bronze.load_day(pipeline, day, tables, cursors)
+
+
+def _attempt_row(poll: _Poll, attempt: Attempt) -> dict[str, Any]:
+    return {
+        "resource": poll.resource,
+        "url": attempt.url,
+        "attempted_at": attempt.attempted_at,
+        "attempt_number": attempt.number,
+        "status": attempt.status,
+        "response_bytes": attempt.response_bytes,
+        "latency_seconds": attempt.latency_seconds,
+        "etag": attempt.validators.etag,
+        "last_modified": attempt.validators.last_modified,
+        "payload_sha256": attempt.sha256,
+        "is_unchanged": poll.is_unchanged and attempt is poll.attempts[-1],
+        "error": attempt.error,
+    }
+
+
+def payload_row(
+    payload: bytes,
+    source_key: str,
+    source_modified_at: datetime | None,
+    observed_at: datetime,
+    fetched_at: datetime,
+) -> dict[str, Any]:
+    """A row of a bronze payload table: the payload untouched, and what SQL could not find out itself."""
+    encoding = detect_encoding(payload)
+    text = decode(payload, encoding)
+    return {
+        "payload": payload,
+        "payload_text": None if encoding in ("utf-8", "utf-8-sig") else text,
+        "payload_sha256": sha256(payload).hexdigest(),
+        "payload_bytes": len(payload),
+        "encoding": encoding,
+        "mended_names": mend_names(text),
+        "source_key": source_key,
+        "source_modified_at": source_modified_at,
+        "observed_at": observed_at,
+        "fetched_at": fetched_at,
+    }
+
+
+def import_archive(
+    settings: Settings,
+    location: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ImportOutcome:
+    """Import the files of an archive that are new since the last import of it, one load per observed day.
+
+    The cursor is arrival (modification time), never the observed time, so old days dropped in late are
+    taken. A file counts as known when its observed time and digest are in bronze already, whatever its
+    name. `progress(done, total)` is called after each file.
+
+    Raises `ArchiveError` where there is no archive.
+    """
+    lake = Lake.of(settings)
+    filesystem = lake.filesystem(location)
+    files, unknown = archive.list_archive(filesystem, location)
+    pipeline = bronze.open_pipeline(SOURCE, settings)
+    archives: dict[str, str] = bronze.source_state(pipeline).get("archives", {})
+    outcome = ImportOutcome(listed=len(files) + len(unknown))
+    outcome.refused += [f"Name tells no time: {path}. Rename it to a known form." for path in unknown]
+    recent = _arrived_since(files, archives.get(location))
+    outcome.known = len(files) - len(recent)
+    done = 0
+    for day, group in groupby(recent, key=lambda file: file.observed_at.date()):
+        day_files = list(group)
+        _import_day(pipeline, lake, filesystem, day, day_files, settings, outcome)
+        done += len(day_files)
+        progress(done, len(recent))
+    _advance_archive_cursor(pipeline, archives, location, files)
+    return outcome
+
+
+def _arrived_since(files: list[archive.ArchiveFile], cursor: str | None) -> list[archive.ArchiveFile]:
+    if cursor is None:
+        return files
+    since = datetime.fromisoformat(cursor) - LATE_ARRIVAL
+    return [file for file in files if file.arrived_at >= since]
+
+
+def _advance_archive_cursor(
+    pipeline: dlt.Pipeline, archives: dict[str, str], location: str, files: list[archive.ArchiveFile]
+) -> None:
+    """Only after every day is loaded: an import that is cut short starts over, and finds what it has."""
+    if not files:
+        return
+    cursor = max(file.arrived_at for file in files).isoformat()
+    if archives.get(location) != cursor:
+        state = {"archives": archives | {location: cursor}}
+        bronze.load_day(pipeline, datetime.now(UTC).date(), {}, state)
+
+
+def _import_day(
+    pipeline: dlt.Pipeline,
+    lake: Lake,
+    filesystem: fsspec.AbstractFileSystem,
+    day: date,
+    files: list[archive.ArchiveFile],
+    settings: Settings,
+    outcome: ImportOutcome,
+) -> None:
+    columns = ["source_key", "source_modified_at", "observed_at", "payload_sha256"]
+    held = bronze.read_bronze_day(lake, SOURCE, "station_snapshots", day, columns).to_pylist()
+    held_files = {(row["source_key"], row["source_modified_at"]) for row in held}
+    held_snapshots = {(row["observed_at"], row["payload_sha256"]) for row in held}
+    unread = [file for file in files if (file.key, file.arrived_at) not in held_files]
+    outcome.known += len(files) - len(unread)
+    refusals: list[dict[str, Any]] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for file in unread:
+            imported_at = datetime.now(UTC)
+            try:
+                payload = archive.read_payload(filesystem, file, settings.fetch_max_bytes)
+            except archive.ArchiveError as error:
+                outcome.refused.append(str(error))
+                refusals.append(_refusal_row(file, imported_at, str(error)))
+                continue
+            row = payload_row(payload, file.key, file.arrived_at, file.observed_at, imported_at)
+            snapshot = (row["observed_at"], row["payload_sha256"])
+            if snapshot in held_snapshots:
+                outcome.known += 1
+                continue
+            held_snapshots.add(snapshot)
+            outcome.taken += 1
+            outcome.payload_bytes += row["payload_bytes"]
+            yield row
+
+    chunks = _chunked(rows())
+    first = next(chunks, None)
+    if first is not None:
+        bronze.load_day(pipeline, day, {"station_snapshots": _chain(first, chunks)})
+    if refusals:
+        table = pa.Table.from_pylist(refusals, schema=FETCH_ATTEMPTS)
+        bronze.load_day(pipeline, day, {"fetch_attempts": [table]})
+
+
+def _chunked(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
+    chunk: list[dict[str, Any]] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == ROWS_PER_CHUNK:
+            yield pa.Table.from_pylist(chunk, schema=STATION_SNAPSHOTS)
+            chunk = []
+    if chunk:
+        yield pa.Table.from_pylist(chunk, schema=STATION_SNAPSHOTS)
+
+
+def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    yield first
+    yield from rest
+
+
+def _refusal_row(file: archive.ArchiveFile, attempted_at: datetime, error: str) -> dict[str, Any]:
+    return {
+        "resource": "station_snapshots",
+        "url": file.key,
+        "attempted_at": attempted_at,
+        "attempt_number": 1,
+        "is_unchanged": False,
+        "error": error,
+    }
