@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import md5
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from dotenv import dotenv_values
 
@@ -80,13 +80,21 @@ class Settings:
             }
         url = urlsplit(self.postgres_url)
         parameters = {
-            "host": url.hostname or "localhost",
+            "host": unquote(url.hostname or "") or "localhost",
             "port": str(url.port or 5432),
             "user": unquote(url.username or "postgres"),
             "password": unquote(url.password or ""),
             "dbname": unquote(url.path.lstrip("/")) or "postgres",
         }
         return parameters | {name: values[-1] for name, values in parse_qs(url.query).items()}
+
+
+def canonical_postgres_url(settings: Settings) -> str:
+    """The warehouse's URL with every part present and percent-encoded, as `exports/profiles.yml` takes it apart."""
+    given = settings.postgres_parameters()
+    user, password, host = (quote(given[part], safe="") for part in ("user", "password", "host"))
+    sslmode = f"?sslmode={given['sslmode']}" if "sslmode" in given else ""
+    return f"postgresql://{user}:{password}@{host}:{given['port']}/{given['dbname']}{sslmode}"
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:

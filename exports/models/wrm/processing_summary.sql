@@ -1,0 +1,28 @@
+{{
+    config(
+        incremental_strategy='delete+insert',
+        unique_key='date',
+        post_hook=[
+            "{{ remove_missing('landing_wrm__daily_processing', ['date']) }}",
+            "{{ mark_exported('landing_wrm__daily_processing') }}",
+        ],
+    )
+}}
+
+select
+    date,
+    snapshots,
+    payload_bytes,
+    lines,
+    station_readings,
+    free_bike_readings,
+    duplicates,
+    quarantined,
+    quarantined_by_reason,
+    mended_names,
+    kept_pct,
+    fetch_attempts,
+    failed_fetches,
+    unchanged_fetches,
+    processed_at
+from {{ source('landing', 'landing_wrm__daily_processing') }}

@@ -1,0 +1,1 @@
+"""What an operator runs; each script stands alone and explains itself with --help."""

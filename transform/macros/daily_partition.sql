@@ -1,0 +1,299 @@
+{#
+  Materialization `daily_partition`: one Parquet object per UTC day, rebuilt only where the day is stale.
+
+      <lake>/<layer>/<model>/dt=YYYY-MM-DD/data.parquet     one day, appears whole or not at all
+      <lake>/<layer>/<model>/_state.parquet                 (dt, fingerprint, row_count, built_at) per day
+
+  A model is plain SQL over ref() and source(); it selects no `dt`, the materialization puts it in front.
+  To build a day, the session variable of each upstream (named after it) is set to that day's objects, which
+  is all that the upstream's view then reads.
+
+  A day is stale when its fingerprint differs from the one in the state. The fingerprint is made of the code
+  (of the model and of every ephemeral model it looks through) and of the day's inputs: names of bronze objects
+  for a source, the fingerprint in the upstream's state for a model. Bodies of macros are not in it: a model
+  that uses one states a `code_version`.
+
+  A stale day leaves the state before it is rebuilt and returns after it is published, so whatever a crash
+  leaves behind is rebuilt by the next run. A day without inputs loses its partition.
+
+  --full-refresh rebuilds every day; --vars '{from_day: 2025-05-01, to_day: 2025-05-31}' restricts the days.
+#}
+
+{% materialization daily_partition, adapter='duckdb' %}
+  {%- set target_relation = this.incorporate(type='view') -%}
+  {%- set inputs = daily_inputs(model) -%}
+  {%- set folder = lake_value('lake') ~ '/' ~ config.require('layer') ~ '/' ~ model.name -%}
+
+  {{ run_hooks(pre_hooks) }}
+
+  {%- set plan = plan_days(model, inputs, folder) -%}
+  {%- do use_inputs(inputs, (plan.stale or [none])[0]) -%}
+  {%- set dated_sql = dated(sql, none) -%}
+  {%- if config.get('contract').enforced -%}
+    {%- do get_assert_columns_equivalent(dated_sql) -%}
+  {%- endif -%}
+
+  {%- if plan.stale -%}
+    {%- do write_state(folder) -%}
+  {%- endif -%}
+  {%- for day in plan.stale -%}
+    {%- do use_inputs(inputs, day) -%}
+    {%- do build_day(model, sql, folder, day) -%}
+    {%- if loop.index % 30 == 0 -%}
+      {%- do write_state(folder) -%}
+    {%- endif -%}
+  {%- endfor -%}
+  {%- for day in plan.vanished -%}
+    {%- do lake_file('remove', partition_path(folder, day.dt)) -%}
+    {%- do run_query("delete from temp.day_state where dt = '" ~ day.dt ~ "'") -%}
+  {%- endfor -%}
+  {%- if plan.stale or plan.vanished -%}
+    {%- do write_state(folder) -%}
+  {%- endif -%}
+
+  {%- do show_partitions(target_relation, model, inputs, sql, folder) -%}
+  {%- for input in inputs -%}
+    {%- do run_query('reset variable ' ~ input.name) -%}
+  {%- endfor -%}
+
+  {%- call noop_statement('main', 'built ' ~ plan.stale | length ~ ' days', 'OK', plan.stale | length) -%}
+  {%- endcall -%}
+
+  {{ run_hooks(post_hooks) }}
+  {{ return({'relations': [target_relation]}) }}
+{% endmaterialization %}
+
+
+{# What a model reads, through ephemeral models: [{name, kind: source|model, folder, source, table}], by name. #}
+{% macro daily_inputs(node) %}
+  {%- set found = {} -%}
+  {%- for id in node.depends_on.nodes -%}
+    {%- if id.startswith('source.') -%}
+      {%- set source = graph.sources[id] -%}
+      {%- do found.update({id: {
+            'name': source.source_name ~ '__' ~ source.name, 'kind': 'source',
+            'folder': '/bronze/' ~ source.source_name ~ '/' ~ source.name}}) -%}
+    {%- elif id.startswith('model.') and graph.nodes[id].config.materialized == 'ephemeral' -%}
+      {%- for input in daily_inputs(graph.nodes[id]) -%}
+        {%- do found.update({input.name: input}) -%}
+      {%- endfor -%}
+    {%- elif id.startswith('model.') and graph.nodes[id].config.materialized == 'daily_partition' -%}
+      {%- set upstream = graph.nodes[id] -%}
+      {%- do found.update({id: {
+            'name': upstream.name, 'kind': 'model',
+            'folder': '/' ~ upstream.config.layer ~ '/' ~ upstream.name}}) -%}
+    {%- elif id.startswith('model.') -%}
+      {%- do exceptions.raise_compiler_error(
+            'A daily partition cannot be made from ' ~ id ~ ': it is ' ~ graph.nodes[id].config.materialized
+            ~ '. Read sources, ephemeral models and daily partitions only.') -%}
+    {%- endif -%}
+  {%- endfor -%}
+  {{ return(found.values() | unique(attribute='name') | sort(attribute='name') | list) }}
+{% endmacro %}
+
+
+{# Fingerprint of the code that makes a day: the model's own and that of what it looks through. #}
+{% macro code_fingerprint(node) %}
+  {%- set parts = [node.raw_code, node.config.get('code_version', '') | string] -%}
+  {%- for id in node.depends_on.nodes | sort -%}
+    {%- if id.startswith('model.') and graph.nodes[id].config.materialized == 'ephemeral' -%}
+      {%- do parts.append(code_fingerprint(graph.nodes[id])) -%}
+    {%- elif id.startswith('seed.') -%}
+      {%- do parts.append(graph.nodes[id].checksum.checksum) -%}
+    {%- endif -%}
+  {%- endfor -%}
+  {{ return(local_md5(parts | join('\n--\n'))) }}
+{% endmacro %}
+
+
+{# Compares inputs with the state: {stale: [{dt, fingerprint, objects by input}], vanished: [{dt}]}.
+   The state is kept in the connection's temporary table `day_state` from here on. #}
+{% macro plan_days(node, inputs, folder) %}
+  {%- do read_state(folder) -%}
+  {%- set ranges -%}
+    {%- if var('from_day', none) %} and dt >= cast('{{ var("from_day") }}' as date){% endif -%}
+    {%- if var('to_day', none) %} and dt <= cast('{{ var("to_day") }}' as date){% endif -%}
+  {%- endset -%}
+  {%- set rebuild_all = 'true' if should_full_refresh() else 'false' -%}
+  {%- set input_days -%}
+    {%- for input in inputs %}
+      {{ day_tokens(input) }}
+      {%- if not loop.last %} union all {% endif -%}
+    {%- endfor %}
+  {%- endset -%}
+  {%- set query -%}
+    with inputs as ({{ input_days }}),
+    days as (
+      select
+        dt,
+        md5('{{ code_fingerprint(node) }}' || string_agg(input || ':' || token, ';' order by input)) as fingerprint,
+        string_agg(input, ',' order by input) as present,
+      from inputs
+      group by dt
+    )
+    select
+      coalesce(days.dt, day_state.dt)::varchar as dt,
+      days.fingerprint,
+      coalesce(days.present, '') as present,
+      days.dt is null as is_vanished,
+    from days full join temp.day_state as day_state on days.dt = day_state.dt
+    where (days.dt is null or day_state.dt is null or {{ rebuild_all }}
+           or days.fingerprint <> day_state.fingerprint)
+    order by 1
+  {%- endset -%}
+  {%- set rows = run_query('select * from (' ~ query ~ ') where true' ~ ranges) -%}
+  {%- set plan = {'stale': [], 'vanished': []} -%}
+  {%- for row in rows -%}
+    {%- set day = {'dt': row['dt'] | string, 'fingerprint': row['fingerprint'],
+                   'present': (row['present'] or '').split(',')} -%}
+    {%- do plan['vanished' if row['is_vanished'] else 'stale'].append(day) -%}
+  {%- endfor -%}
+  {%- if plan.vanished and not should_full_refresh()
+        and not run_query('select 1 from (' ~ input_days ~ ') limit 1').rows | length -%}
+    {%- do exceptions.raise_compiler_error('The lake shows no input at all for ' ~ node.name ~ ', yet '
+          ~ plan.vanished | length ~ ' days of it were built: ' ~ folder ~ '. Check LAKE_URL; '
+          ~ 'dbt build --full-refresh removes the days.') -%}
+  {%- endif -%}
+  {%- if plan.stale -%}
+    {%- set dts = plan.stale | map(attribute='dt') | join("', '") -%}
+    {%- do run_query("delete from temp.day_state where dt in ('" ~ dts ~ "')") -%}
+  {%- endif -%}
+  {{ return(plan) }}
+{% endmacro %}
+
+
+{# (input, dt, token) per day of one input; the token changes whenever the day's content may have. #}
+{% macro day_tokens(input) %}
+  {%- if input.kind == 'source' %}
+      select
+        '{{ input.name }}' as input,
+        try_cast(regexp_extract(file, 'dt=([0-9-]+)/', 1) as date) as dt,
+        md5(string_agg(parse_filename(file), ',' order by parse_filename(file))) as token,
+      from glob(getvariable('lake') || '{{ input.folder }}/dt=*/*.parquet')
+      group by all
+  {%- elif state_exists(lake_value('lake') ~ input.folder) %}
+      select '{{ input.name }}' as input, dt, fingerprint as token
+      from read_parquet(getvariable('lake') || '{{ input.folder }}/_state.parquet')
+  {%- else %}
+      select '{{ input.name }}' as input, null::date as dt, '' as token where false
+  {%- endif %}
+{% endmacro %}
+
+
+{# Points every input at one day's objects; at nothing when `day` is none or an input lacks the day. #}
+{% macro use_inputs(inputs, day) %}
+  {%- for input in inputs -%}
+    {%- set file = 'data' if input.kind == 'model' else '*' -%}
+    {%- if day is none or input.name not in day.present -%}
+      {%- do empty_object(input) -%}
+      {%- set objects = "getvariable('scratch') || '/" ~ input.name ~ ".parquet'" -%}
+    {%- else -%}
+      {%- set objects = "getvariable('lake') || '" ~ input.folder ~ '/dt=' ~ day.dt ~ '/' ~ file ~ ".parquet'" -%}
+    {%- endif -%}
+    {%- do run_query('set variable ' ~ input.name ~ ' = [' ~ objects ~ ']') -%}
+  {%- endfor -%}
+{% endmacro %}
+
+
+{# An empty file with a model's columns in the scratch folder; those of bronze are there from the start. #}
+{% macro empty_object(input) %}
+  {%- if input.kind == 'model' -%}
+    {%- do run_query('reset variable ' ~ input.name) -%}
+    {%- do run_query('copy (select * from ' ~ input.name ~ " limit 0) to '"
+                     ~ lake_value('scratch') ~ '/' ~ input.name ~ ".parquet' (format parquet)") -%}
+  {%- endif -%}
+{% endmacro %}
+
+
+{% macro dated(sql, dt) -%}
+select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from (
+{{ sql }}
+) as model_rows
+{%- endmacro %}
+
+
+{% macro build_day(node, sql, folder, day) %}
+  {%- set path = partition_path(folder, day.dt) -%}
+  {%- set copied = copy_to(dated(sql, day.dt), path, {'fingerprint': day.fingerprint}) -%}
+  {%- do run_query("insert into temp.day_state values ('" ~ day.dt ~ "', '" ~ day.fingerprint ~ "', "
+                   ~ copied ~ ", now()::timestamp)") -%}
+  {%- do run_query("insert into built_days values ('" ~ node.name ~ "', '" ~ day.dt ~ "', '" ~ path ~ "')") -%}
+{% endmacro %}
+
+
+{# Writes one object that appears whole or not at all; gives the number of rows. #}
+{% macro copy_to(sql, path, metadata) %}
+  {%- set is_local = not path.startswith('s3://') -%}
+  {%- do lake_file('prepare', path) -%}
+  {%- set entries = [] -%}
+  {%- for key, value in metadata.items() -%}{%- do entries.append(key ~ ": '" ~ value ~ "'") -%}{%- endfor -%}
+  {%- set result = run_query(
+        'copy (\n' ~ sql ~ "\n) to '" ~ path ~ ('.unfinished' if is_local else '')
+        ~ "' (format parquet, compression zstd, row_group_size 122880"
+        ~ (', kv_metadata {' ~ entries | join(', ') ~ '}' if entries else '') ~ ')') -%}
+  {%- do lake_file('publish', path) -%}
+  {{ return(result.columns[0].values()[0] | int) }}
+{% endmacro %}
+
+
+{% macro partition_path(folder, dt) %}
+  {{ return(folder ~ '/dt=' ~ dt ~ '/data.parquet') }}
+{% endmacro %}
+
+
+{% macro state_exists(folder) %}
+  {%- set files = run_query("select count(*) from glob('" ~ folder ~ "/_state.parqu*t')") -%}
+  {{ return(files.columns[0].values()[0] > 0) }}
+{% endmacro %}
+
+
+{# Fills temp.day_state. A lost state object is made again from the partitions' own metadata. #}
+{% macro read_state(folder) %}
+  {%- do run_query('create or replace temp table day_state '
+                   ~ '(dt date, fingerprint varchar, row_count bigint, built_at timestamp)') -%}
+  {%- if state_exists(folder) -%}
+    {%- do run_query("insert into temp.day_state from read_parquet('" ~ folder ~ "/_state.parquet')") -%}
+  {%- elif run_query("from glob('" ~ folder ~ "/dt=*/data.parquet') limit 1").rows | length -%}
+    {%- do run_query(
+          "insert into temp.day_state select regexp_extract(file_name, 'dt=([0-9-]+)/', 1)::date, "
+          ~ "decode(value), null, null from parquet_kv_metadata('" ~ folder ~ "/dt=*/data.parquet') "
+          ~ "where decode(key) = 'fingerprint'") -%}
+  {%- endif -%}
+{% endmacro %}
+
+
+{% macro write_state(folder) %}
+  {%- do copy_to('select * from temp.day_state order by dt', folder ~ '/_state.parquet', {}) -%}
+{% endmacro %}
+
+
+{# The view that people and other models read: the objects in the variable of its name, or all days. #}
+{% macro show_partitions(relation, node, inputs, sql, folder) %}
+  {%- set newest = run_query('select max(dt)::varchar from temp.day_state').columns[0].values()[0] -%}
+  {%- if newest -%}
+    {%- set every_day = folder ~ '/dt=*/data.parquet' -%}
+    {%- set one_day = partition_path(folder, newest) -%}
+  {%- else -%}
+    {%- do use_inputs(inputs, none) -%}
+    {%- set every_day = lake_value('scratch') ~ '/' ~ node.name ~ '__none.parquet' -%}
+    {%- set one_day = every_day -%}
+    {%- do run_query('copy (\n' ~ dated(sql, none) ~ "\nlimit 0) to '" ~ every_day ~ "' (format parquet)") -%}
+  {%- endif -%}
+  {# bound to one object: a glob would be listed, and every day has the same columns #}
+  {%- do run_query('set variable ' ~ node.name ~ " = ['" ~ one_day ~ "']") -%}
+  {%- do run_query('create or replace view ' ~ relation ~ ' as select * from read_parquet('
+                   ~ "coalesce(getvariable('" ~ node.name ~ "'), ['" ~ every_day ~ "']), hive_partitioning = true)") -%}
+  {%- do run_query('reset variable ' ~ node.name) -%}
+{% endmacro %}
+
+
+{% macro lake_file(operation, path) %}
+  {%- do adapter.store_relation('lake', this, [], path, 'parquet', {'operation': operation}) -%}
+{% endmacro %}
+
+
+{# A session variable that the plugin set: lake, scratch, landing_schema. #}
+{% macro lake_value(name) %}
+  {%- if not execute -%}{{ return('') }}{%- endif -%}
+  {{ return(run_query("select getvariable('" ~ name ~ "')").columns[0].values()[0]) }}
+{% endmacro %}

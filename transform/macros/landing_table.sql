@@ -1,0 +1,143 @@
+{#
+  Materialization `landing_table`: what PostgreSQL does not have yet, in an unlogged table of the landing schema,
+  written by DuckDB's `postgres` extension (binary COPY). The exports project upserts it from there.
+
+      <landing>.<model>            rows of the objects that are new, or of whole days that changed
+      <landing>.pending_objects    those objects; exports moves them to exported_objects with its upsert
+      <landing>.exported_objects   what PostgreSQL holds: lake, model, object name, fingerprint
+
+  An object is a bronze object (its fingerprint is the code that reads it) or a daily partition (its fingerprint
+  is the one in its state). Where an object that was exported has another fingerprint now, or is gone, its whole
+  day lands, so that exports can also remove what the day no longer holds.
+
+  Pending objects are written last: whatever a crash leaves behind lands again, and upserting twice is harmless.
+#}
+
+{% materialization landing_table, adapter='duckdb' %}
+  {%- set target_relation = this.incorporate(type='view') -%}
+  {%- set inputs = daily_inputs(model) -%}
+  {%- if inputs | length != 1 -%}
+    {%- do exceptions.raise_compiler_error('A landing table reads exactly one input: ' ~ model.name ~ ' reads '
+          ~ inputs | length ~ '. Join in a mart instead.') -%}
+  {%- endif -%}
+  {%- set input = inputs[0] -%}
+  {%- set schema = lake_value('landing_schema') -%}
+  {%- set table = 'warehouse.' ~ schema ~ '.' ~ model.name -%}
+
+  {{ run_hooks(pre_hooks) }}
+
+  {%- do run_query("attach if not exists '' as warehouse (type postgres, secret warehouse)") -%}
+  {%- do run_query('call postgres_execute(\'warehouse\', $$' ~ landing_ddl(schema) ~ '$$)') -%}
+  {%- do run_query('call pg_clear_cache()') -%}
+  {%- do run_query('delete from warehouse.' ~ schema ~ ".pending_objects where model = '" ~ model.name ~ "'") -%}
+  {%- do plan_landing(model, input, schema) -%}
+  {%- do prepare_landing_table(sql, input, schema, model.name) -%}
+
+  {#- day by day, so that memory stays bounded whatever lands -#}
+  {%- set days = run_query(
+        'select string_agg($$getvariable(\'lake\') || \'$$ || object || $$\'$$, $$, $$ order by object) '
+        ~ 'from temp.landing_plan where not is_gone group by dt order by dt').columns[0].values() -%}
+  {%- for objects in days -%}
+    {%- do run_query('set variable ' ~ input.name ~ ' = [' ~ objects ~ ']') -%}
+    {%- do run_query('insert into ' ~ table ~ '\n' ~ sql ~ '\n') -%}
+  {%- endfor -%}
+  {%- do run_query('reset variable ' ~ input.name) -%}
+  {%- do run_query('insert into warehouse.' ~ schema ~ '.pending_objects '
+                   ~ "select getvariable('lake'), '" ~ model.name ~ "', object, fingerprint, dt, is_whole_day, is_gone "
+                   ~ 'from temp.landing_plan') -%}
+
+  {%- call noop_statement('main', 'landed ' ~ days | length ~ ' days', 'OK', days | length) -%}
+  {%- endcall -%}
+
+  {{ run_hooks(post_hooks) }}
+  {{ return({'relations': []}) }}
+{% endmaterialization %}
+
+
+{% macro landing_ddl(schema) %}
+create schema if not exists {{ schema }};
+create table if not exists {{ schema }}.exported_objects (
+    lake text, model text, object text, fingerprint text not null, dt date not null,
+    exported_at timestamptz not null default now(), primary key (lake, model, object)
+);
+create unlogged table if not exists {{ schema }}.pending_objects (
+    lake text, model text, object text, fingerprint text, dt date, is_whole_day boolean, is_gone boolean
+);
+{% endmacro %}
+
+
+{# Fills temp.landing_plan: (object, fingerprint, dt, is_whole_day, is_gone) of what has to land. #}
+{% macro plan_landing(node, input, schema) %}
+  {%- do run_query(
+        "create or replace temp table landing_plan as
+        with present as (" ~ landing_objects(node, input) ~ "),
+        exported as (
+            select object, fingerprint, dt
+            from warehouse." ~ schema ~ ".exported_objects
+            where lake = getvariable('lake') and model = '" ~ node.name ~ "'
+        ),
+        compared as (
+            select
+                coalesce(present.object, exported.object) as object,
+                present.fingerprint,
+                coalesce(present.dt, exported.dt) as dt,
+                present.object is null as is_gone,
+                exported.object is null as is_new,
+                present.fingerprint is distinct from exported.fingerprint as is_changed
+            from present full join exported on present.object = exported.object
+        ),
+        days as (
+            select dt, bool_or(is_changed and not is_new) as is_whole_day, bool_or(is_changed) as has_change
+            from compared group by dt
+        )
+        select object, fingerprint, dt, days.is_whole_day, is_gone
+        from compared join days using (dt)
+        where days.is_whole_day or (days.has_change and compared.is_changed)") -%}
+  {%- set counts = run_query("select (select count(*) from (" ~ landing_objects(node, input) ~ ")) as present, "
+        ~ "(select count(*) from temp.landing_plan where is_gone) as gone").rows[0] -%}
+  {%- if counts['present'] == 0 and counts['gone'] > 0 -%}
+    {%- do exceptions.raise_compiler_error('The lake shows nothing of ' ~ input.name ~ ', yet '
+          ~ counts['gone'] ~ ' of its objects were exported: ' ~ lake_value('lake')
+          ~ '. Check LAKE_URL; to give the history up, drop the schema ' ~ schema ~ '.') -%}
+  {%- endif -%}
+{% endmacro %}
+
+
+{% macro landing_objects(node, input) %}
+  {%- if input.kind == 'source' -%}
+    select replace(file, getvariable('lake'), '') as object, '{{ code_fingerprint(node) }}' as fingerprint,
+      try_cast(regexp_extract(file, 'dt=([0-9-]+)/', 1) as date) as dt
+    from glob(getvariable('lake') || '{{ input.folder }}/dt=*/*.parquet')
+  {%- elif state_exists(lake_value('lake') ~ input.folder) -%}
+    select '{{ input.folder }}/dt=' || dt || '/data.parquet' as object,
+      md5('{{ code_fingerprint(node) }}' || fingerprint) as fingerprint, dt
+    from read_parquet(getvariable('lake') || '{{ input.folder }}/_state.parquet')
+  {%- else -%}
+    select null::varchar as object, null::varchar as fingerprint, null::date as dt where false
+  {%- endif -%}
+{% endmacro %}
+
+
+{# The landing table, empty, with the columns that the model gives now. #}
+{% macro prepare_landing_table(sql, input, schema, name) %}
+  {%- if input.kind == 'model'
+        and not run_query("select 1 from duckdb_views() where view_name = '" ~ input.name ~ "'").rows | length -%}
+    {%- do exceptions.raise_compiler_error('Not built yet: ' ~ input.name ~ '. Run: scripts/just transform') -%}
+  {%- endif -%}
+  {%- do use_inputs([input], none) -%}
+  {%- set wanted = run_query("select string_agg(column_name, ',' order by column_name) from (describe " ~ sql ~ '\n)').columns[0].values()[0] -%}
+  {%- set found = run_query(
+        "select string_agg(column_name, ',' order by column_name) from postgres_query('warehouse', $$select column_name::text "
+        ~ "from information_schema.columns where table_schema = '" ~ schema ~ "' and table_name = '" ~ name ~ "'$$)"
+      ).columns[0].values()[0] -%}
+  {%- if found == wanted -%}
+    {%- do run_query("call postgres_execute('warehouse', 'truncate " ~ schema ~ '.' ~ name ~ "')") -%}
+  {%- else -%}
+    {%- do run_query("call postgres_execute('warehouse', 'drop table if exists " ~ schema ~ '.' ~ name ~ "')") -%}
+    {%- do run_query('call pg_clear_cache()') -%}
+    {%- do run_query('create table warehouse.' ~ schema ~ '.' ~ name ~ ' as select * from (\n' ~ sql ~ '\n) limit 0') -%}
+    {%- do run_query("call postgres_execute('warehouse', 'alter table " ~ schema ~ '.' ~ name ~ " set unlogged')") -%}
+    {%- do run_query('call pg_clear_cache()') -%}
+  {%- endif -%}
+  {%- do run_query('reset variable ' ~ input.name) -%}
+{% endmacro %}

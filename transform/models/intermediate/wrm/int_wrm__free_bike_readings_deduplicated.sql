@@ -1,0 +1,36 @@
+with lines as (
+    select * from {{ ref('int_wrm__lines_parsed') }}
+),
+
+latest as (
+    select *
+    from lines
+    where not is_rejected and kind = 'free_bike'
+    qualify row_number() over (
+        partition by id, observed_at
+        order by fetched_at desc, payload_sha256 desc, line_number desc
+    ) = 1
+),
+
+final as (
+    select
+        id as bike_id,
+        observed_at,
+        name,
+        latitude,
+        longitude,
+        battery_pct,
+        is_installed,
+        is_locked,
+        is_temporary,
+        local_offset_seconds,
+        server_offset_seconds,
+        snapshot_observed_at,
+        fetched_at,
+        payload_sha256 as _payload_sha256,
+        line_number as _line_number,
+    from latest
+)
+
+select * from final
+order by bike_id, observed_at

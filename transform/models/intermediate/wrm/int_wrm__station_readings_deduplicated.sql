@@ -1,0 +1,39 @@
+with lines as (
+    select * from {{ ref('int_wrm__lines_parsed') }}
+),
+
+latest as (
+    select *
+    from lines
+    where not is_rejected and kind = 'station'
+    qualify row_number() over (
+        partition by id, observed_at
+        order by fetched_at desc, payload_sha256 desc, line_number desc
+    ) = 1
+),
+
+final as (
+    select
+        id::integer as station_id,
+        observed_at,
+        name,
+        latitude,
+        longitude,
+        bikes_count,
+        spaces_count,
+        docks_count,
+        pedelecs_count,
+        is_installed,
+        is_locked,
+        is_name_mended,
+        local_offset_seconds,
+        server_offset_seconds,
+        snapshot_observed_at,
+        fetched_at,
+        payload_sha256 as _payload_sha256,
+        line_number as _line_number,
+    from latest
+)
+
+select * from final
+order by station_id, observed_at

@@ -1,0 +1,34 @@
+-- Straight from bronze, by the same staging SQL as the lake's readings: a reading is in PostgreSQL before its
+-- day is rebuilt.
+with lines as (
+    select * from {{ ref('stg_wrm__station_lines') }}
+),
+
+latest as (
+    select *
+    from lines
+    where not is_rejected and kind = 'station'
+    qualify row_number() over (
+        partition by id, observed_at
+        order by fetched_at desc, payload_sha256 desc, line_number desc
+    ) = 1
+),
+
+final as (
+    select
+        {{ time_ordered_uuid('observed_at', "'wrm:' || id") }} as id,
+        id::integer as station_id,
+        observed_at as "timestamp",
+        -- PostgreSQL's text holds no NUL
+        replace(name, chr(0), '') as name,
+        bikes_count::integer as bikes,
+        spaces_count::integer as spaces,
+        snapshot_observed_at::date as date,
+        fetched_at as processed_at,
+        local_offset_seconds as timezone_1,
+        server_offset_seconds as timezone_2,
+    from latest
+)
+
+select * from final
+order by "timestamp", station_id

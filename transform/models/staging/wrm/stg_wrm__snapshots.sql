@@ -1,0 +1,42 @@
+with source as (
+    select * from {{ source('wrm', 'station_snapshots') }} as station_snapshots
+),
+
+decoded as (
+    select
+        observed_at::timestamp as observed_at,
+        fetched_at::timestamp as fetched_at,
+        payload_sha256,
+        payload_bytes,
+        source_key,
+        cast(cast(mended_names as json) as map(varchar, varchar)) as mended_names,
+        -- a byte-order mark is no part of the first column's name
+        ltrim(coalesce(payload_text, decode(payload)), chr(65279)) as content,
+    from source
+),
+
+split as (
+    select
+        * exclude (content),
+        string_split(content, chr(10)) as lines,
+    from decoded
+),
+
+final as (
+    select
+        observed_at,
+        fetched_at,
+        payload_sha256,
+        payload_bytes,
+        source_key,
+        mended_names,
+        lines,
+        -- '#id,timestamp|…,name,…'; without the '#' the payload has no header
+        case
+            when starts_with(lines[1], '#')
+                then list_transform(string_split(rtrim(lines[1][2:], chr(13)), ','), lambda field: trim(field))
+        end as header,
+    from split
+)
+
+select * from final

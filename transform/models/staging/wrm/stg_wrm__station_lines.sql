@@ -1,0 +1,198 @@
+with snapshots as (
+    select * from {{ ref('stg_wrm__snapshots') }}
+),
+
+positions as (
+    select
+        * exclude (lines),
+        unnest(lines) as raw_line,
+        generate_subscripts(lines, 1) as line_number,
+        list_position(header, 'id') as id_position,
+        list_position(header, 'timestamp|gmt_local_diff_sec|gmt_servertime_diff_sec') as timestamp_position,
+        list_position(header, 'name') as name_position,
+        list_position(header, 'lat') as latitude_position,
+        list_position(header, 'lon') as longitude_position,
+        list_position(header, 'bikes') as bikes_position,
+        list_position(header, 'spaces') as spaces_position,
+        list_position(header, 'installed') as installed_position,
+        list_position(header, 'locked') as locked_position,
+        list_position(header, 'temporary') as temporary_position,
+        list_position(header, 'total_docks') as docks_position,
+        list_position(header, 'givesbonus_acceptspedelecs_fbbattlevel') as battery_position,
+        list_position(header, 'pedelecs') as pedelecs_position,
+    from snapshots
+),
+
+lines as (
+    select
+        * exclude (raw_line),
+        rtrim(raw_line, chr(13)) as line,
+    from positions
+    where trim(raw_line, e' \t\r') <> '' and not (line_number = 1 and header is not null)
+),
+
+-- A leading comma makes every field a match of its own, the first and empty ones too.
+matched as (
+    select
+        *,
+        case
+            when contains(line, '"')
+                then regexp_extract_all(',' || line, ',("(?:[^"]|"")*"|[^,]*)')
+        end as quoted_fields,
+    from lines
+),
+
+fielded as (
+    select
+        * exclude (quoted_fields),
+        case
+            when quoted_fields is null then string_split(line, ',')
+            else list_transform(
+                quoted_fields,
+                lambda field: case
+                    when starts_with(field, ',"') then replace(field[3:-2], '""', '"')
+                    else field[2:]
+                end
+            )
+        end as fields,
+        -- text between a closing quote and the next comma, or a quote left open
+        quoted_fields is not null and (
+            length(array_to_string(quoted_fields, '')) <> length(line) + 1
+            or len(list_filter(
+                quoted_fields,
+                lambda field: contains(field, '"') and not regexp_full_match(field, ',"(?:[^"]|"")*"')
+            )) > 0
+        ) as has_broken_quotes,
+    from matched
+),
+
+named as (
+    select
+        observed_at as snapshot_observed_at,
+        fetched_at,
+        payload_sha256,
+        line_number,
+        line,
+        header,
+        mended_names,
+        has_broken_quotes,
+        len(fields) as fields_count,
+        trim(fields[id_position]) as id,
+        string_split(fields[timestamp_position], '|') as timestamp_parts,
+        fields[name_position] as feed_name,
+        try_cast(fields[latitude_position] as double) as latitude,
+        try_cast(fields[longitude_position] as double) as longitude,
+        try_cast(fields[bikes_position] as bigint) as bikes_count,
+        try_cast(fields[spaces_position] as bigint) as spaces_count,
+        fields[installed_position] as installed,
+        fields[locked_position] as locked,
+        fields[temporary_position] as temporary,
+        fields[docks_position] as docks,
+        fields[battery_position] as battery,
+        fields[pedelecs_position] as pedelecs,
+        id_position is null or timestamp_position is null or name_position is null
+        or latitude_position is null or longitude_position is null
+        or bikes_position is null or spaces_position is null as lacks_required_column,
+    from fielded
+),
+
+typed as (
+    select
+        *,
+        -- a double holds microseconds since 1970 exactly; decimals would overflow
+        try_cast(round(try_cast(timestamp_parts[1] as double) * 1000000) as bigint) as unix_microseconds,
+        try_cast(timestamp_parts[2] as integer) as local_offset_seconds,
+        try_cast(timestamp_parts[3] as integer) as server_offset_seconds,
+        try_cast(docks as integer) as docks_count,
+        try_cast(pedelecs as integer) as pedelecs_count,
+        try_cast(installed as boolean) as is_installed,
+        try_cast(locked as boolean) as is_locked,
+        try_cast(temporary as boolean) as is_temporary,
+        -- 'false' for stations, percent for free bikes, -1 where unknown
+        case when try_cast(battery as integer) between 0 and 100 then cast(battery as integer) end as battery_pct,
+        coalesce(mended_names[feed_name], feed_name) as name,
+        mended_names[feed_name] is not null as is_name_mended,
+        case
+            when regexp_full_match(id, '[0-9]{1,9}') then 'station'
+            when regexp_full_match(id, 'fb[0-9]{1,18}') then 'free_bike'
+        end as kind,
+    from named
+),
+
+judged as (
+    select
+        *,
+        case
+            when header is null then ['no_header']
+            when lacks_required_column then ['missing_required_column']
+            when has_broken_quotes then ['broken_quotes']
+            when fields_count <> len(header) then ['wrong_field_count']
+            else list_filter(
+                [
+                    case when kind is null then 'unknown_id' end,
+                    -- before 2008 there was no such feed; a day ahead of the fetch is no clock's error
+                    case
+                        when unix_microseconds is null
+                            or unix_microseconds < 1199145600000000
+                            or unix_microseconds > epoch_us(fetched_at) + 86400000000
+                            then 'implausible_timestamp'
+                    end,
+                    case
+                        when local_offset_seconds is null or server_offset_seconds is null
+                            then 'unreadable_offset'
+                    end,
+                    case
+                        when latitude is null or longitude is null
+                            or not latitude between -90 and 90 or not longitude between -180 and 180
+                            then 'implausible_place'
+                    end,
+                    case
+                        when bikes_count is null or spaces_count is null
+                            or not bikes_count between 0 and 10000 or not spaces_count between 0 and 10000
+                            then 'implausible_count'
+                    end,
+                    case
+                        when (installed is not null and is_installed is null)
+                            or (locked is not null and is_locked is null)
+                            or (temporary is not null and is_temporary is null)
+                            then 'unknown_boolean'
+                    end,
+                ],
+                lambda reason: reason is not null
+            )
+        end as rejection_reasons,
+    from typed
+),
+
+final as (
+    select
+        payload_sha256,
+        line_number,
+        snapshot_observed_at,
+        fetched_at,
+        rejection_reasons,
+        len(rejection_reasons) > 0 as is_rejected,
+        kind,
+        id,
+        case
+            when len(rejection_reasons) = 0 then make_timestamp(unix_microseconds)
+        end as observed_at,
+        name,
+        is_name_mended,
+        latitude,
+        longitude,
+        bikes_count,
+        spaces_count,
+        docks_count,
+        pedelecs_count,
+        battery_pct,
+        is_installed,
+        is_locked,
+        is_temporary,
+        local_offset_seconds,
+        server_offset_seconds,
+        line,
+    from judged
+)
+
+select * from final

@@ -1,0 +1,170 @@
+"""dbt-duckdb plugin: what dbt's DuckDB needs to work on the lake, and what SQL cannot do to its files.
+
+It loads the pinned extensions, holds the credentials, names the lake to SQL (`getvariable('lake')`), makes
+views of every model that is built, and publishes and removes partitions.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+from dbt.adapters.duckdb.plugins import BasePlugin
+from dbt.adapters.duckdb.utils import TargetConfig
+
+from ingestion.lake import Lake
+from ingestion.schemas import BRONZE
+from ingestion.settings import Settings, load_settings
+
+LAYERS = ("silver", "gold")
+
+
+class Plugin(BasePlugin):
+    """Known to dbt as the plugin `lake`."""
+
+    def initialize(self, plugin_config: dict[str, Any]) -> None:
+        self.settings = load_settings()
+        self.lake = Lake.of(self.settings)
+        self.scratch = tempfile.mkdtemp(prefix="bike-data-flow-")
+        atexit.register(shutil.rmtree, self.scratch, ignore_errors=True)
+        _write_empty_bronze(Path(self.scratch))
+
+    def update_connection_config(self, creds: Any, config: dict[str, Any]) -> None:
+        config.update(
+            {
+                "memory_limit": self.settings.duckdb_memory_limit,
+                "threads": self.settings.duckdb_threads,
+                "temp_directory": os.path.join(self.scratch, "spill"),
+                "preserve_insertion_order": False,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            }
+        )
+
+    def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
+        prepare_connection(conn, self.settings, self.lake)
+        # what this process built, so that tests can look at that alone
+        conn.execute("create table built_days (model varchar, dt date, object varchar)")
+        self.configure_cursor(conn)
+        for layer in LAYERS:
+            create_views(conn, self.lake, layer)
+
+    def configure_cursor(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        # Variables live as long as a connection; dbt opens one per thread.
+        cursor.execute("set timezone = 'UTC'")
+        cursor.execute("set enable_progress_bar = false")
+        cursor.execute(f"set variable lake = {_quoted(self.lake.root)}")
+        cursor.execute(f"set variable scratch = {_quoted(self.scratch)}")
+        cursor.execute(f"set variable landing_schema = {_quoted(self.settings.landing_schema)}")
+
+    def store(self, target_config: TargetConfig) -> None:
+        """Publish or remove one object; the materialization says which by `operation`.
+
+        On a local disk an unfinished file is renamed into place in one step. On S3 an object that was
+        written is published already, and there is nothing to do.
+        """
+        assert target_config.location is not None
+        path = target_config.location.path
+        operation = target_config.config["operation"]
+        if operation == "prepare" and self.lake.is_local:
+            _prepare(Path(path))
+        elif operation == "publish" and self.lake.is_local:
+            os.replace(unfinished_path(path), path)
+        elif operation == "remove":
+            filesystem = self.lake.filesystem()
+            if filesystem.exists(path):
+                filesystem.rm_file(path)
+
+
+def open_lake(settings: Settings) -> duckdb.DuckDBPyConnection:
+    """A DuckDB of its own with a view for every model that is built, as dbt's has; close it after use."""
+    conn = duckdb.connect(":memory:", config={"memory_limit": settings.duckdb_memory_limit})
+    lake = Lake.of(settings)
+    prepare_connection(conn, settings, lake)
+    conn.execute("set timezone = 'UTC'")
+    conn.execute(f"set variable lake = {_quoted(lake.root)}")
+    for layer in LAYERS:
+        create_views(conn, lake, layer)
+    return conn
+
+
+def prepare_connection(conn: duckdb.DuckDBPyConnection, settings: Settings, lake: Lake) -> None:
+    """Load the extensions and set the secrets that reach the lake and the warehouse."""
+    load_extension(conn, "postgres_scanner")
+    conn.execute(_postgres_secret(settings))
+    secret = lake.duckdb_secret()
+    if secret is not None:
+        load_extension(conn, "httpfs")
+        if "credential_chain" in secret:
+            load_extension(conn, "aws")
+        conn.execute(secret)
+
+
+def _postgres_secret(settings: Settings) -> str:
+    known = {"host", "port", "user", "password", "dbname"}
+    rendered = ", ".join(
+        f"{name.replace('dbname', 'database')} {_quoted(value)}"
+        for name, value in settings.postgres_parameters().items()
+        if name in known and value
+    )
+    return f"create or replace secret warehouse (type postgres, {rendered})"
+
+
+def unfinished_path(path: str) -> str:
+    """Where a file is written before it is published: beside the partitions, where no reader looks."""
+    return f"{path}.unfinished"
+
+
+def _prepare(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(unfinished_path(str(path))).unlink(missing_ok=True)
+
+
+def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> None:
+    """A view for every model of a layer that has a state object, that is, was built before.
+
+    Each reads the objects in the variable of its own name where that is set, and all its days otherwise.
+    """
+    states = conn.execute(
+        "select file from glob(getvariable('lake') || ?)", [f"/{layer}/*/_state.parquet"]
+    ).fetchall()
+    for (state,) in states:
+        model = state.split("/")[-2]
+        partitions = f"{lake.root}/{layer}/{model}/dt=*/data.parquet"
+        newest = conn.execute(f"select max(dt) from read_parquet({_quoted(state)})").fetchone()
+        if newest is None or newest[0] is None:
+            continue
+        # bound to one object, not to all of them: every day of a model has the same columns
+        one = f"{lake.root}/{layer}/{model}/dt={newest[0]}/data.parquet"
+        conn.execute(f"set variable {model} = [{_quoted(one)}]")
+        conn.execute(
+            f"create or replace view {model} as select * from read_parquet("
+            f"coalesce(getvariable('{model}'), [{_quoted(partitions)}]), hive_partitioning = true)"
+        )
+        conn.execute(f"reset variable {model}")
+
+
+def load_extension(conn: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Load a signed DuckDB extension from its pinned wheel; nothing is downloaded."""
+    wheel = importlib.import_module(f"duckdb_extension_{name}")
+    version = f"v{duckdb.__version__}"
+    file = Path(wheel.__file__ or "").parent / "extensions" / version / f"{name}.duckdb_extension"
+    conn.execute(f"load {_quoted(str(file))}")
+
+
+def _write_empty_bronze(scratch: Path) -> None:
+    """One empty file per bronze table, which stands in where the lake holds no object of it."""
+    for source, tables in BRONZE.items():
+        for table, schema in tables.items():
+            pq.write_table(schema.empty_table(), scratch / f"{source}__{table}.parquet")
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
