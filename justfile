@@ -1,6 +1,87 @@
+# Recipes of Bike Data Flow. `scripts/just <recipe>` makes the environment first; `just <recipe>` does as well.
+
 set dotenv-load
+set positional-arguments
+
 export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
+export CALLED_FROM := invocation_directory()
 
 [private]
 default:
     @just --list --unsorted
+
+[private]
+_environment:
+    @scripts/just --sync-only
+
+# Show the whole way on a simulated feed, embedded and kept apart in data/demo (--fresh starts over)
+[group('main')]
+[no-exit-message]
+demo *arguments: _environment
+    @python -m scripts.run_demo "$@"
+
+# Run everything that must hold (arguments go to pytest)
+[group('main')]
+[no-exit-message]
+test *arguments: _environment
+    @python -m pytest "$@"
+
+# Take one live snapshot and bring it through every stage
+[group('main')]
+[no-exit-message]
+run: _environment
+    @python -m scripts.run_pipeline run
+
+# Import an archive of raw text files (folder or s3:// prefix), build and export
+[group('main')]
+[no-exit-message]
+backfill path_or_url: _environment
+    @python -m scripts.run_pipeline backfill "$1"
+
+# Fetch a source into bronze
+[group('stages')]
+[no-exit-message]
+ingest source='wrm': _environment
+    @python -m scripts.run_pipeline ingest "$1"
+
+# Rebuild the stale days of the lake's models
+[group('stages')]
+[no-exit-message]
+transform: _environment
+    @python -m scripts.run_pipeline transform
+
+# Bring what is new to PostgreSQL
+[group('stages')]
+[no-exit-message]
+export: _environment
+    @python -m scripts.run_pipeline export
+
+# dbt in a project: dbt transform build, dbt exports docs generate, …
+[group('tools')]
+[no-exit-message]
+dbt project *arguments: _environment
+    @python -m scripts.run_dbt "$@"
+
+# psql on the warehouse, embedded or not
+[group('tools')]
+[no-exit-message]
+psql *arguments: _environment
+    @python -m scripts.open_psql "$@"
+
+# Keep the embedded PostgreSQL running until Ctrl-C
+[group('tools')]
+[no-exit-message]
+postgres: _environment
+    @python -m scripts.start_postgres
+
+# Keep a local S3 server running until Ctrl-C and print the variables to use it
+[group('tools')]
+[no-exit-message]
+s3: _environment
+    @python -m scripts.start_s3
+
+# Keep the simulated feed running until Ctrl-C (--speed, --seed, --port, …)
+[group('tools')]
+[no-exit-message]
+feed *arguments: _environment
+    @python -m scripts.simulate_feed "$@"

@@ -66,9 +66,7 @@ def source_state(pipeline: dlt.Pipeline) -> dict[str, Any]:
     return sources.get(pipeline.pipeline_name, {})
 
 
-def read_bronze_day(
-    lake: Lake, source: str, table: str, day: date, columns: list[str]
-) -> pa.Table:
+def read_bronze_day(lake: Lake, source: str, table: str, day: date, columns: list[str]) -> pa.Table:
     """Some columns of one day of a bronze table; an empty table where the day has none."""
     filesystem = lake.filesystem()
     files = filesystem.glob(lake.bronze_day(source, table, day).removeprefix("s3://"))
@@ -84,9 +82,7 @@ def _source(
     @dlt.source(name=name, schema_contract=_FROZEN)  # type: ignore[arg-type]
     def source() -> Iterator[DltResource]:
         for table, chunks in tables.items():
-            yield dlt.resource(
-                _remember_day(chunks, day), name=table, write_disposition="append"
-            )
+            yield dlt.resource(_remember_day(chunks, day), name=table, write_disposition="append")
         if state:
             yield dlt.resource(_advance_cursors(state), name="cursors")
 

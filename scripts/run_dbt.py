@@ -1,0 +1,92 @@
+"""dbt on one of the two projects, with the project's settings and the embedded PostgreSQL where it is needed:
+
+python -m scripts.run_dbt transform build --select int_wrm__lines_parsed
+python -m scripts.run_dbt exports docs generate
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Iterator
+
+from ingestion.settings import PROJECT_ROOT, Settings, canonical_postgres_url, load_settings
+from scripts.start_postgres import running_postgres
+
+PROJECTS = ("transform", "exports")
+
+
+class DbtError(RuntimeError):
+    """dbt ended with errors; the message names each failed node and why."""
+
+
+def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]:
+    """Run dbt in this process, so that the in-memory DuckDB and its views stay for the next call.
+
+    Gives each node's name and message, such as {"int_wrm__lines_parsed": "built 2 days"}.
+    Raises `DbtError`.
+    """
+    from dbt.cli.main import dbtRunner  # slow to import
+
+    with _dbt_environment(settings):
+        result = dbtRunner().invoke([*arguments, *_folders(settings, project)])
+    if result.exception is not None:
+        raise DbtError(f"dbt failed in {project}: {result.exception}") from result.exception
+    nodes = getattr(result.result, "results", None) or []
+    failed = [node for node in nodes if node.status in ("error", "fail", "runtime error")]
+    if failed or not result.success:
+        reasons = "\n".join(f"  {node.node.name}: {node.message}" for node in failed)
+        raise DbtError(
+            f"dbt failed in {project}: {len(failed)} of {len(nodes)} nodes. "
+            f"See {settings.data_dir / 'dbt' / project / 'dbt.log'}.\n{reasons}"
+        )
+    return {node.node.name: str(node.message) for node in nodes}
+
+
+def _folders(settings: Settings, project: str) -> list[str]:
+    folder = str(PROJECT_ROOT / project)
+    work = str(settings.data_dir / "dbt" / project)
+    options = ("--project-dir", folder, "--profiles-dir", folder)
+    return [*options, "--target-path", work, "--log-path", work]
+
+
+@contextlib.contextmanager
+def _dbt_environment(settings: Settings) -> Iterator[None]:
+    """The settings under the names that the dbt projects read, for the length of one call."""
+    values = {
+        "DATA_DIR": str(settings.data_dir),
+        "POSTGRES_URL": canonical_postgres_url(settings),
+        "POSTGRES_SCHEMA": settings.postgres_schema,
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        with contextlib.chdir(PROJECT_ROOT):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("project", choices=PROJECTS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as for dbt itself")
+    given = parser.parse_args()
+    settings = load_settings()
+    needs_postgres = given.project == "exports" or any("landing" in a for a in given.arguments)
+    with running_postgres(settings) if needs_postgres else contextlib.nullcontext():
+        try:
+            run_dbt(settings, given.project, *given.arguments)
+        except DbtError as error:
+            raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

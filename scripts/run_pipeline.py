@@ -1,0 +1,218 @@
+"""The main job and its stages: feed or archive → bronze → PostgreSQL → silver and gold → summaries.
+
+python -m scripts.run_pipeline run                 one snapshot of the live feed, through every stage
+python -m scripts.run_pipeline backfill ARCHIVE    an archive of raw text files, through every stage
+python -m scripts.run_pipeline ingest wrm | transform | export
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from ingestion.archive import ArchiveError, absolute_location
+from ingestion.settings import Settings, SettingsError, load_settings
+from scripts.run_dbt import DbtError, run_dbt
+from scripts.start_postgres import PostgresError, running_postgres
+
+logger = logging.getLogger("bike-data-flow")
+
+
+@dataclass
+class Stages:
+    """Seconds that each stage took, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - started
+
+
+def take_snapshot(settings: Settings) -> str | None:
+    """Poll the live feed once; gives the error when nothing could be taken. The attempt is in the lake either
+    way."""
+    from ingestion import wrm
+
+    started = time.monotonic()
+    outcome = wrm.take_snapshot(settings)
+    what = "unchanged" if outcome.is_unchanged else "taken" if outcome.is_taken else "failed"
+    logger.info(
+        "ingest wrm: snapshot %s, %d bytes, %.1f s",
+        what,
+        outcome.payload_bytes,
+        time.monotonic() - started,
+    )
+    return outcome.error
+
+
+def import_archive(settings: Settings, location: str) -> list[str]:
+    """Import what is new in an archive, with a progress bar on a terminal; gives the reasons of refused files."""
+    from ingestion import wrm
+
+    started = time.monotonic()
+    with tqdm(desc="importing", unit=" files", disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        outcome = wrm.import_archive(settings, location, show)
+    logger.info(
+        "ingest wrm: %d files found, %d new, %d known, %d refused, %d bytes, %.1f s",
+        outcome.listed,
+        outcome.taken,
+        outcome.known,
+        len(outcome.refused),
+        outcome.payload_bytes,
+        time.monotonic() - started,
+    )
+    for reason in outcome.refused:
+        logger.warning("%s", reason)
+    return outcome.refused
+
+
+def export_readings(settings: Settings) -> None:
+    """New station readings into PostgreSQL, straight from bronze, before any day is rebuilt."""
+    _dbt(settings, "transform", "build", "--select", "landing_wrm__station_readings")
+    _dbt(settings, "exports", "build", "--select", "bike_stations")
+
+
+def transform(settings: Settings) -> None:
+    """Rebuild the stale days of every model of the lake, and test them."""
+    _dbt(settings, "transform", "build")
+
+
+def export_marts(settings: Settings) -> None:
+    """The marts' rebuilt days into PostgreSQL, and what else is not there yet."""
+    _dbt(settings, "transform", "build", "--select", "tag:landing")
+    _dbt(settings, "exports", "build")
+
+
+def _dbt(settings: Settings, project: str, *arguments: str) -> None:
+    started = time.monotonic()
+    nodes = run_dbt(settings, project, "--quiet", *arguments)
+    done = [f"{name} {message}" for name, message in nodes.items() if _is_news(message)]
+    days = {
+        message for message in nodes.values() if message.startswith("built") and _is_news(message)
+    }
+    if len(done) > 1 and len(days) == 1:
+        done = [f"{len(done)} models {days.pop()}"]
+    logger.info(
+        "%s: %s, %.1f s", project, ", ".join(done) or "nothing new", time.monotonic() - started
+    )
+
+
+def _is_news(message: str) -> bool:
+    """Whether a node's message ("days built: 2", "INSERT 0 705") tells of rows or days, not of none or a test."""
+    last = message.split()[-1:]
+    return message.startswith(("built", "landed", "INSERT")) and last != ["0"]
+
+
+def build_and_export(settings: Settings, stages: Stages) -> None:
+    """Everything after ingestion, PostgreSQL's readings first."""
+    with stages.timed("readings to PostgreSQL"):
+        export_readings(settings)
+    with stages.timed("silver and gold"):
+        transform(settings)
+    with stages.timed("summaries to PostgreSQL"):
+        export_marts(settings)
+
+
+def run(settings: Settings) -> str | None:
+    """The main job on the live feed; what had arrived earlier is built and exported whatever the feed does."""
+    with running_postgres(settings):
+        error = take_snapshot(settings)
+        build_and_export(settings, Stages())
+    return error and (
+        f"{error}.\nThe attempt is recorded and what had arrived earlier is exported. Try again later, see a "
+        "simulated feed with `scripts/just demo`, or import an archive with `scripts/just backfill PATH_OR_URL`."
+    )
+
+
+def backfill(settings: Settings, location: str) -> str | None:
+    """Import an archive, then build and export."""
+    with running_postgres(settings):
+        refused = import_archive(settings, location)
+        build_and_export(settings, Stages())
+    return f"{len(refused)} files were refused, see above; all others are in." if refused else None
+
+
+def ingest(settings: Settings, source: str) -> str | None:
+    """One poll of a source's live feed into bronze."""
+    return take_snapshot(settings)
+
+
+def export(settings: Settings) -> None:
+    """What PostgreSQL does not have yet: readings from bronze, and the marts' days as they are built."""
+    with running_postgres(settings):
+        export_marts(settings)
+
+
+def configure_logging(settings: Settings) -> None:
+    """Times and messages on standard error."""
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    for noisy in (
+        "dlt",
+        "sqlglot",
+        "botocore",
+        "urllib3",
+        "asyncio",
+        "aiobotocore",
+        "s3fs",
+        "fsspec",
+    ):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def report_errors(job: Callable[[Settings], str | None]) -> None:
+    """Run a job as a command: a clear error and exit status 1 instead of a traceback for what users can mend."""
+    try:
+        settings = load_settings()
+        configure_logging(settings)
+        error = job(settings)
+    except (SettingsError, ArchiveError, DbtError, PostgresError) as failure:
+        error = str(failure)
+    if error:
+        print(f"\nFailed. {error}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    jobs = parser.add_subparsers(dest="job", required=True)
+    jobs.add_parser("run")
+    jobs.add_parser("backfill").add_argument("archive", help="folder, file or s3:// prefix")
+    jobs.add_parser("ingest").add_argument("source", choices=["wrm"])
+    jobs.add_parser("transform")
+    jobs.add_parser("export")
+    given = parser.parse_args()
+    # `just` runs recipes in the project's root: a relative archive is meant from where it was called
+    called_from = os.environ.get("CALLED_FROM") or os.getcwd()
+    report_errors(
+        {
+            "run": run,
+            "backfill": lambda s: backfill(s, absolute_location(given.archive, called_from)),
+            "ingest": lambda s: ingest(s, given.source),
+            "transform": transform,
+            "export": export,
+        }[given.job]  # type: ignore[arg-type]
+    )
+
+
+if __name__ == "__main__":
+    main()

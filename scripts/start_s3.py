@@ -1,0 +1,169 @@
+"""A local S3 server (SeaweedFS) on loopback, with one bucket: python -m scripts.start_s3
+
+It takes free ports, keeps its files under DATA_DIR/s3, prints the variables that point the project at it, and
+stops with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+import s3fs
+
+from ingestion.settings import load_settings
+from scripts.foreground import wait_until_stopped
+
+BUCKET = "bike-data-flow"
+STARTUP_SECONDS = 60
+
+
+class S3Error(RuntimeError):
+    """The local S3 server cannot be started."""
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server listens and what it lets in with."""
+
+    endpoint_url: str
+    access_key_id: str
+    secret_access_key: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that point the project at the server."""
+        return {
+            "LAKE_URL": f"s3://{BUCKET}/lake",
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": self.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": self.secret_access_key,
+            "AWS_REGION": "eu-central-1",
+        }
+
+
+@contextmanager
+def running_s3(folder: Path) -> Iterator[S3Server]:
+    """Have an S3 server with its files in `folder` running for the length of a `with` block.
+
+    Raises `S3Error` when it does not come up.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    server_keys = _keys(folder)
+    # weed opens each of these, and each plus 10 000 for gRPC
+    ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
+    config = folder / "identities.json"
+    config.write_text(json.dumps(_identities(*server_keys)))
+    config.chmod(0o600)
+    command = [
+        _weed(), "-logtostderr", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        "-volume.max=0", "-master.volumeSizeLimitMB=256", "-metricsPort=0", "-webdav=false", "-iam=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
+        f"-master.port={ports['master']}", f"-volume.port={ports['volume']}", "-filer",
+        f"-filer.port={ports['filer']}", "-s3", "-s3.iam=false", f"-s3.port={ports['s3']}", f"-s3.config={config}",
+    ]  # fmt: skip
+    server = S3Server(f"http://127.0.0.1:{ports['s3']}", *server_keys)
+    with open(folder / "server.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait(server, process, folder / "server.log")
+            yield server
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+            process.wait()
+
+
+def _keys(folder: Path) -> tuple[str, str]:
+    kept = folder / "keys.json"
+    if not kept.exists():
+        kept.touch(mode=0o600)
+        kept.write_text(json.dumps([secrets.token_hex(8), secrets.token_hex(16)]))
+    access_key_id, secret_access_key = json.loads(kept.read_text())
+    return access_key_id, secret_access_key
+
+
+def _identities(access_key_id: str, secret_access_key: str) -> dict[str, object]:
+    credentials = [{"accessKey": access_key_id, "secretKey": secret_access_key}]
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    return {"identities": [{"name": "local", "credentials": credentials, "actions": actions}]}
+
+
+def _weed() -> str:
+    beside_python = Path(sys.executable).parent / "weed"
+    found = str(beside_python) if beside_python.exists() else shutil.which("weed")
+    if found is None:
+        raise S3Error(
+            "The S3 server is missing: weed. Run it through scripts/just, which installs it."
+        )
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free on loopback together with their gRPC sisters, 10 000 above."""
+    found: list[int] = []
+    with ExitStack() as held:
+        while len(found) < count:
+            port = 10000 + secrets.randbelow(40000)
+            try:
+                for taken in (port, port + 10000):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", taken))
+            except OSError:
+                continue
+            found.append(port)
+    return found
+
+
+def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(requests.RequestException, OSError):
+            requests.get(f"{server.endpoint_url}/status", timeout=2)
+            filesystem = s3fs.S3FileSystem(
+                key=server.access_key_id,
+                secret=server.secret_access_key,
+                endpoint_url=server.endpoint_url,
+                skip_instance_cache=True,
+                use_listings_cache=False,
+            )
+            if not filesystem.exists(BUCKET):
+                filesystem.mkdir(BUCKET)
+            probe = f"{BUCKET}/.probe"
+            filesystem.pipe_file(probe, b"ready")
+            filesystem.rm_file(probe)
+            return
+        time.sleep(0.2)
+    raise S3Error(
+        f"The S3 server did not come up within {STARTUP_SECONDS} s: {server.endpoint_url}. See {log}."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.parse_args()
+    with running_s3(load_settings().data_dir / "s3") as server:
+        for name, value in server.environment.items():
+            print(f"export {name}={value}")
+        print("# The S3 server is running; Ctrl-C stops it.", flush=True)
+        wait_until_stopped()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+    main()
