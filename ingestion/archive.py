@@ -38,9 +38,7 @@ class ArchiveFile:
     codec: str | None
 
 
-def list_archive(
-    filesystem: fsspec.AbstractFileSystem, location: str
-) -> tuple[list[ArchiveFile], list[str]]:
+def list_archive(filesystem: fsspec.AbstractFileSystem, location: str) -> tuple[list[ArchiveFile], list[str]]:
     """Every raw snapshot below a folder, or the one file named, sorted by observed time and key; and the
     paths of files whose names tell no time.
 
@@ -89,9 +87,7 @@ def read_payload(filesystem: fsspec.AbstractFileSystem, file: ArchiveFile, max_b
                     )
                 chunks.append(chunk)
     except OSError as error:
-        raise ArchiveError(
-            f"File cannot be read: {file.key}. Replace it and run again ({error})."
-        ) from error
+        raise ArchiveError(f"File cannot be read: {file.key}. Replace it and run again ({error}).") from error
     return b"".join(chunks)
 
 

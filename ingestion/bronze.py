@@ -71,14 +71,10 @@ def read_bronze_day(lake: Lake, source: str, table: str, day: date, columns: lis
     filesystem = lake.filesystem()
     files = filesystem.glob(lake.bronze_day(source, table, day).removeprefix("s3://"))
     schema = BRONZE[source][table]
-    return ds.dataset(files, schema=schema, format="parquet", filesystem=filesystem).to_table(
-        columns=columns
-    )
+    return ds.dataset(files, schema=schema, format="parquet", filesystem=filesystem).to_table(columns=columns)
 
 
-def _source(
-    name: str, day: date, tables: dict[str, Iterable[pa.Table]], state: dict[str, Any]
-) -> DltSource:
+def _source(name: str, day: date, tables: dict[str, Iterable[pa.Table]], state: dict[str, Any]) -> DltSource:
     @dlt.source(name=name, schema_contract=_FROZEN)  # type: ignore[arg-type]
     def source() -> Iterator[DltResource]:
         for table, chunks in tables.items():

@@ -20,7 +20,8 @@ _BOMS = [
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
-_POLISH_LETTERS = re.compile("[ąćęłńóśźżĄĆĘŁŃÓŚŹŻ]")
+_ONE_BYTE_ENCODINGS = ("sloppy-windows-1250", "sloppy-windows-1252", "iso-8859-2", "latin-1")
+_POLISH = re.compile("[ąćęłńóśźżĄĆĘŁŃÓŚŹŻ–—„”’]")
 
 
 def detect_encoding(payload: bytes) -> str:
@@ -37,7 +38,7 @@ def detect_encoding(payload: bytes) -> str:
 
 
 def _polish_letters(payload: bytes, encoding: str) -> int:
-    return len(_POLISH_LETTERS.findall(payload.decode(encoding, "replace")))
+    return len(_POLISH.findall(payload.decode(encoding, "replace")))
 
 
 def decode(payload: bytes, encoding: str) -> str:
@@ -67,18 +68,25 @@ def _fields(line: str) -> list[str]:
 @lru_cache(maxsize=65536)
 def _mend(name: str) -> str:
     # Only the encoding is mended: ftfy.fix_text would also rewrite quotes and ligatures of good names.
-    mended = _mend_polish(ftfy.fix_encoding(name))
-    return mended if mended == name else _mend(mended)  # damage may be twofold
+    return _mend_polish(name, times=2) or ftfy.fix_encoding(name)
 
 
-def _mend_polish(name: str) -> str:
-    """Undo UTF-8 read as a one-byte encoding where ftfy is too careful (`Ĺšrubowa`): text that turns back
-    into valid UTF-8 whose only foreign letters are Polish ones was never meant as it stands."""
-    for encoding in ("sloppy-windows-1250", "sloppy-windows-1252", "iso-8859-2", "latin-1"):
-        try:
-            mended = name.encode(encoding).decode("utf-8")
-        except UnicodeError:
-            continue
-        if _POLISH_LETTERS.sub("", mended).isascii():
-            return mended
-    return name
+def _mend_polish(name: str, times: int) -> str | None:
+    """Undo UTF-8 read as a one-byte encoding, once or `times`, where ftfy is too careful (`Ĺšrubowa`): text
+    that turns back into valid UTF-8 whose only foreign characters are Polish was never meant as it stands.
+
+    `Ĺš` is Ś by cp1250 and Ź by iso-8859-2; where nothing else in the name decides, cp1250 is taken.
+    """
+    undone = [text for encoding in _ONE_BYTE_ENCODINGS if (text := _undo(name, encoding)) not in (None, name)]
+    for text in undone:
+        if _POLISH.sub("", text).isascii():
+            return text
+    deeper = (_mend_polish(text, times - 1) for text in undone if times > 1)
+    return next((text for text in deeper if text is not None), None)
+
+
+def _undo(name: str, encoding: str) -> str | None:
+    try:
+        return name.encode(encoding).decode("utf-8")
+    except UnicodeError:
+        return None

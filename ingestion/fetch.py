@@ -1,4 +1,4 @@
-"""The one HTTP client: bounded in time and size, patient with servers in trouble, and every try accounted for."""
+"""The one HTTP client: bounded in time and size, patient with servers in trouble; every try is accounted for."""
 
 from __future__ import annotations
 
@@ -124,9 +124,7 @@ def _fetch_once(
     except PayloadRefused as refusal:
         return outcome(status=200, error=f"{refusal} from {url}", is_retriable=refusal.is_retriable)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        return outcome(
-            error=f"The feed is out of reach: {_reason(error)} at {url}", is_retriable=True
-        )
+        return outcome(error=f"The feed is out of reach: {_reason(error)} at {url}", is_retriable=True)
     error = _not_a_snapshot(payload, response.headers.get("Content-Type", ""))
     if error:
         return outcome(**found, response_bytes=len(payload), error=f"{error} from {url}")
@@ -159,9 +157,7 @@ def _read(response: requests.Response, deadline: float, max_bytes: int) -> Itera
 def _describe(response: requests.Response) -> dict[str, object]:
     return {
         "status": response.status_code,
-        "validators": Validators(
-            response.headers.get("ETag"), response.headers.get("Last-Modified")
-        ),
+        "validators": Validators(response.headers.get("ETag"), response.headers.get("Last-Modified")),
         "retry_after_seconds": parse_retry_after(response.headers.get("Retry-After")),
     }
 

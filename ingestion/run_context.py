@@ -26,9 +26,7 @@ class ProjectRunContext(RunContext):
 
 
 @plugins.hookimpl(specname="plug_run_context", tryfirst=True)
-def plug_project_context(
-    run_dir: str | None, runtime_kwargs: dict[str, Any] | None
-) -> RunContext | None:
+def plug_project_context(run_dir: str | None, runtime_kwargs: dict[str, Any] | None) -> RunContext | None:
     """Serve dlt commands that are given inside the project; leave every other folder to dlt."""
     folder = Path(run_dir or ".").resolve()
     if folder.is_relative_to(PROJECT_ROOT):

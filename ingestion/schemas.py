@@ -1,4 +1,4 @@
-"""The bronze tables: what a raw record is, per source. These schemas are frozen; adding a column is a migration."""
+"""The bronze tables: what a raw record is, per source. The schemas are frozen: a new column is a migration."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ _PAYLOAD_COLUMNS = [
     pa.field("payload_sha256", pa.string()),  # hexadecimal
     pa.field("payload_bytes", pa.int64()),
     pa.field("encoding", pa.string()),
-    pa.field(
-        "mended_names", pa.string()
-    ),  # JSON object broken → mended, null where nothing is broken
+    pa.field("mended_names", pa.string()),  # JSON object broken → mended, null where nothing is broken
     pa.field("source_key", pa.string()),  # URL of the feed or of the archive's file
     pa.field("source_modified_at", _TIMESTAMP),  # arrival in the archive, null for live
     pa.field("observed_at", _TIMESTAMP),

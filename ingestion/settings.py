@@ -90,7 +90,7 @@ class Settings:
 
 
 def canonical_postgres_url(settings: Settings) -> str:
-    """The warehouse's URL with every part present and percent-encoded, as `exports/profiles.yml` takes it apart."""
+    """The warehouse's URL, every part present and percent-encoded: `exports/profiles.yml` takes it apart."""
     given = settings.postgres_parameters()
     user, password, host = (quote(given[part], safe="") for part in ("user", "password", "host"))
     sslmode = f"?sslmode={given['sslmode']}" if "sslmode" in given else ""
@@ -114,8 +114,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         postgres_url=read("POSTGRES_URL", "", _postgres_url) or None,
         postgres_schema=read("POSTGRES_SCHEMA", "public", _identifier),
         s3=S3Settings(
-            endpoint_url=read("AWS_ENDPOINT_URL_S3", read.raw("AWS_ENDPOINT_URL"), _http_url)
-            or None,
+            endpoint_url=read("AWS_ENDPOINT_URL_S3", read.raw("AWS_ENDPOINT_URL"), _http_url) or None,
             region=read("AWS_REGION", read.raw("AWS_DEFAULT_REGION") or "eu-central-1", str),
             access_key_id=read.raw("AWS_ACCESS_KEY_ID") or None,
             secret_access_key=read.raw("AWS_SECRET_ACCESS_KEY") or None,
@@ -141,9 +140,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             str(8 if lake_url.startswith("s3://") else os.cpu_count() or 2),
             _positive(int),
         ),
-        log_level=read(
-            "LOG_LEVEL", "INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-        ),
+        log_level=read("LOG_LEVEL", "INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")),
     )
     if lake_url.startswith("s3://") and bool(settings.s3.access_key_id) != bool(
         settings.s3.secret_access_key

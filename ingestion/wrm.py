@@ -66,9 +66,7 @@ def take_snapshot(settings: Settings) -> LiveOutcome:
     live = _poll("station_snapshots", settings.wrm_feed_url, state.get("live", {}), settings)
     polls = [live]
     if state.get("failures", {}).get("taken_on") != live.day.isoformat():
-        polls.append(
-            _poll("failures", settings.wrm_failures_url, state.get("failures", {}), settings)
-        )
+        polls.append(_poll("failures", settings.wrm_failures_url, state.get("failures", {}), settings))
     _load_polls(pipeline, live.day, polls)
     if polls[-1].error and polls[-1] is not live:
         logger.warning("%s. The defects are asked for again at the next run.", polls[-1].error)
@@ -116,9 +114,7 @@ def _poll(resource: str, url: str, cursor: dict[str, Any], settings: Settings) -
         max_attempts=settings.fetch_attempts,
     )
     last = attempts[-1]
-    is_unchanged = last.is_not_modified or (
-        last.sha256 is not None and last.sha256 == cursor.get("sha256")
-    )
+    is_unchanged = last.is_not_modified or (last.sha256 is not None and last.sha256 == cursor.get("sha256"))
     row = None
     if last.payload is not None and not is_unchanged:
         fetched_at = last.attempted_at + timedelta(seconds=last.latency_seconds)
@@ -204,9 +200,7 @@ def import_archive(
     pipeline = bronze.open_pipeline(SOURCE, settings)
     archives: dict[str, str] = bronze.source_state(pipeline).get("archives", {})
     outcome = ImportOutcome(listed=len(files) + len(unknown))
-    outcome.refused += [
-        f"Name tells no time: {path}. Rename it to a known form." for path in unknown
-    ]
+    outcome.refused += [f"Name tells no time: {path}. Rename it to a known form." for path in unknown]
     recent = _arrived_since(files, archives.get(location))
     outcome.known = len(files) - len(recent)
     done = 0
@@ -219,9 +213,7 @@ def import_archive(
     return outcome
 
 
-def _arrived_since(
-    files: list[archive.ArchiveFile], cursor: str | None
-) -> list[archive.ArchiveFile]:
+def _arrived_since(files: list[archive.ArchiveFile], cursor: str | None) -> list[archive.ArchiveFile]:
     if cursor is None:
         return files
     since = datetime.fromisoformat(cursor) - LATE_ARRIVAL

@@ -8,7 +8,7 @@ import threading
 
 
 def wait_until_stopped() -> None:
-    """Return on Ctrl-C, on SIGTERM, or when the process that started this one is gone (`just` passes no SIGTERM on)."""
+    """Return on Ctrl-C, on SIGTERM, or when whatever started this process is gone: `just` passes no SIGTERM on."""
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())

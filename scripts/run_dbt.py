@@ -73,9 +73,7 @@ def _dbt_environment(settings: Settings) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("project", choices=PROJECTS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as for dbt itself")
     given = parser.parse_args()

@@ -1,7 +1,7 @@
 """The whole way on simulated data, from feed to PostgreSQL, on embedded defaults: scripts/just demo [--fresh]
 
-It keeps lake, warehouse and dlt state of its own under data/demo, so it never mixes with real data. Running it
-again adds only what is new; --fresh starts over.
+It keeps lake, warehouse and dlt state of its own under data/demo, so it never mixes with real data. Running
+it again adds only what is new; --fresh starts over.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def _print_reasons(cursor: psycopg2.extensions.cursor, console: Console) -> None
 def _busiest(cursor: psycopg2.extensions.cursor) -> Table:
     cursor.execute(
         "select date, activity_rank, name, movements, round(avg_bikes::numeric, 1) from top_stations_daily "
-        "where date = (select max(date) from top_stations_daily where date < (now() at time zone 'utc')::date) "
-        "and activity_rank <= 5 order by activity_rank"
+        "where date = (select max(date) from top_stations_daily "
+        "where date < (now() at time zone 'utc')::date) and activity_rank <= 5 order by activity_rank"
     )
     rows = cursor.fetchall()
     day = rows[0][0] if rows else "no full day yet"
@@ -154,12 +154,8 @@ def _busiest(cursor: psycopg2.extensions.cursor) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="remove what earlier demos left, then run"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--fresh", action="store_true", help="remove what earlier demos left, then run")
     given = parser.parse_args()
     folder = use_demo_settings()
     if given.fresh:

@@ -41,9 +41,10 @@ DEPOT = (52.28, 21.01)
 _WARSAW = ZoneInfo("Europe/Warsaw")
 _KINDS_OF_PLACE = ("Plac", "Skwer", "Rondo", "Aleja", "Most", "Park", "Dworzec", "Osiedle")
 _NAMES = (
-    "Jaśminowa Świerkowa Żabia Księżycowa Łabędzia Bursztynowa Źródlana Miodowa Kasztanowa Ćwiklińska "
-    "Różana Dębowa Słoneczna Wichrowa Piaskowa Gęsia Śliwkowa Zielona Kamienna Orla Żurawia Mglista"
-).split()
+    *("Jaśminowa", "Świerkowa", "Żabia", "Księżycowa", "Łabędzia", "Bursztynowa", "Źródlana", "Miodowa"),
+    *("Kasztanowa", "Ćwiklińska", "Różana", "Dębowa", "Słoneczna", "Wichrowa", "Piaskowa", "Gęsia"),
+    *("Śliwkowa", "Zielona", "Kamienna", "Orla", "Żurawia", "Mglista"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class City:
         )
 
     def snapshot(self, observed_at: datetime, rhythm_at: datetime | None = None) -> str:
-        """The feed's text as of `observed_at`; `rhythm_at` (default: the same) is where its daily rhythm stands."""
+        """The feed's text as of `observed_at`; its daily rhythm stands where it is at `rhythm_at`."""
         rhythm_at = rhythm_at or observed_at
         offsets = self._offsets(observed_at)
         start = observed_at.timestamp() + 0.947606
@@ -119,9 +120,7 @@ class City:
         latitude = DEPOT[0] if at_depot else round(draw.gauss(51.107, 0.03), 6)
         longitude = DEPOT[1] if at_depot else round(draw.gauss(17.035, 0.04), 6)
         battery = draw.choice((-1, -1, *range(10, 100, 5)))
-        return f"fb{bike}", (
-            f"BIKE {bike},{latitude},{longitude},1,0,true,false,true,1,{battery},0"
-        )
+        return f"fb{bike}", (f"BIKE {bike},{latitude},{longitude},1,0,true,false,true,1,{battery},0")
 
     def _wander(self, station: int, moment: datetime) -> float:
         """Smooth noise between 0 and 1: drawn anew every ten minutes, straight in between."""
@@ -193,10 +192,7 @@ class Answer:
 def _swap_columns(text: str) -> str:
     """The name and the number of docks change places, header and all."""
     rows = [line.split(",") for line in text.splitlines() if '"' not in line]
-    return (
-        "\n".join(",".join([*row[:2], row[10], *row[3:10], row[2], *row[11:]]) for row in rows)
-        + "\n"
-    )
+    return "\n".join(",".join([*row[:2], row[10], *row[3:10], row[2], *row[11:]]) for row in rows) + "\n"
 
 
 def _drop_column(text: str) -> str:
@@ -211,9 +207,7 @@ MISBEHAVIOURS: dict[str, Callable[[str], Answer]] = {
     "404": lambda text: Answer(b"Gone", 404, "text/plain"),
     "timeout": lambda text: Answer(text.encode(), stall_seconds=30),
     "truncated": lambda text: Answer(text.encode(), cut_at=len(text.encode()) // 2),
-    "html": lambda text: Answer(
-        b"<!DOCTYPE html><html><body>Maintenance</body></html>", 200, "text/html"
-    ),
+    "html": lambda text: Answer(b"<!DOCTYPE html><html><body>Maintenance</body></html>", 200, "text/html"),
     "mojibake": lambda text: Answer(break_encoding(text).encode()),
     "shifted_columns": lambda text: Answer(_swap_columns(text).encode()),
     "missing_column": lambda text: Answer(_drop_column(text).encode()),
@@ -249,9 +243,7 @@ class FeedServer(ThreadingHTTPServer):
         """Make the next `count` answers of the feed go wrong in one of the ways of `MISBEHAVIOURS`, or be
         `unchanged`."""
         if kind != "unchanged" and kind not in MISBEHAVIOURS:
-            raise ValueError(
-                f"Unknown misbehaviour: {kind}. Known: unchanged, {', '.join(MISBEHAVIOURS)}."
-            )
+            raise ValueError(f"Unknown misbehaviour: {kind}. Known: unchanged, {', '.join(MISBEHAVIOURS)}.")
         with self.lock:
             self.misbehaviours.extend([kind] * count)
 
@@ -325,9 +317,7 @@ def running_feed(
 ) -> Iterator[FeedServer]:
     """Have the simulated feed answering for the length of a `with` block."""
     with FeedServer(port, city, speed, offers_etag) as server:
-        thread = threading.Thread(
-            target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        )
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
             yield server
@@ -337,9 +327,7 @@ def running_feed(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--speed", type=float, default=1.0, help="how fast the daily rhythm goes")

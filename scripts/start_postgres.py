@@ -137,9 +137,7 @@ def _let_servers_user_reach(folder: Path) -> None:
     except KeyError:
         subprocess.run(["useradd", "--system", ROOTS_SERVER_USER], check=True, capture_output=True)
     for path in (BINARIES.parent, *BINARIES.parent.rglob("*")):
-        path.chmod(
-            path.stat().st_mode | (stat.S_IROTH | (stat.S_IXOTH if os.access(path, os.X_OK) else 0))
-        )
+        path.chmod(path.stat().st_mode | (stat.S_IROTH | (stat.S_IXOTH if os.access(path, os.X_OK) else 0)))
     for ancestor in {*folder.parents, *BINARIES.parents}:
         mode = ancestor.stat().st_mode
         if not mode & stat.S_IXOTH:
@@ -157,9 +155,7 @@ def psql_command(settings: Settings, arguments: list[str]) -> tuple[list[str], d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.parse_args()
     settings = load_settings()
     if settings.postgres_url is not None:

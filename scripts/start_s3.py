@@ -72,7 +72,8 @@ def running_s3(folder: Path) -> Iterator[S3Server]:
         "-volume.max=0", "-master.volumeSizeLimitMB=256", "-metricsPort=0", "-webdav=false", "-iam=false",
         "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-master.port={ports['master']}", f"-volume.port={ports['volume']}", "-filer",
-        f"-filer.port={ports['filer']}", "-s3", "-s3.iam=false", f"-s3.port={ports['s3']}", f"-s3.config={config}",
+        f"-filer.port={ports['filer']}", "-s3", "-s3.iam=false", f"-s3.port={ports['s3']}",
+        f"-s3.config={config}",
     ]  # fmt: skip
     server = S3Server(f"http://127.0.0.1:{ports['s3']}", *server_keys)
     with open(folder / "server.log", "w") as log:
@@ -107,9 +108,7 @@ def _weed() -> str:
     beside_python = Path(sys.executable).parent / "weed"
     found = str(beside_python) if beside_python.exists() else shutil.which("weed")
     if found is None:
-        raise S3Error(
-            "The S3 server is missing: weed. Run it through scripts/just, which installs it."
-        )
+        raise S3Error("The S3 server is missing: weed. Run it through scripts/just, which installs it.")
     return found
 
 
@@ -153,9 +152,7 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.parse_args()
     with running_s3(load_settings().data_dir / "s3") as server:
         for name, value in server.environment.items():

@@ -1,0 +1,195 @@
+"""Real parts for the tests: a PostgreSQL, an S3 server and the simulated feed, on loopback.
+
+Each test has a DATA_DIR, a database and a lake of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psycopg2
+import pytest
+
+from ingestion.settings import PROJECT_ROOT, Settings, load_settings
+from scripts.simulate_feed import City, FeedServer, running_feed
+from scripts.start_postgres import running_postgres
+from scripts.start_s3 import S3Server, running_s3
+from transform.plugins.lake import open_lake
+
+SETTINGS_PREFIXES = (
+    "AWS_",
+    "S3_",
+    "WRM_",
+    "FETCH_",
+    "DUCKDB_",
+    "POSTGRES_",
+    "LAKE_",
+    "DLT_",
+    "DBT_",
+)
+FEW_STATIONS, FEW_BIKES = 6, 3
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """The embedded PostgreSQL 18, in a folder of its own for the whole session."""
+    settings = load_settings({"DATA_DIR": str(tmp_path_factory.mktemp("postgres"))})
+    with running_postgres(settings):
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A SeaweedFS S3 server for the whole session."""
+    with running_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def feed() -> Iterator[FeedServer]:
+    """The simulated feed of a small city."""
+    with running_feed(city=City(stations=FEW_STATIONS, free_bikes=FEW_BIKES)) as server:
+        yield server
+
+
+@dataclass
+class Workplace:
+    """A project with settings of its own, for calls in this process and for the command line."""
+
+    environment: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch
+
+    def configure(self, **values: str) -> None:
+        """Change settings; they hold in this process and for commands."""
+        for name, value in values.items():
+            self.environment[name] = value
+            self.monkeypatch.setenv(name, value)
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings()
+
+    @property
+    def lake_folder(self) -> Path:
+        return self.settings.data_dir / "lake"
+
+    def run(self, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """`python -m …` as the recipes call it; fails the test on a bad exit status unless told not to."""
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            env=self.command_environment(),
+            cwd=options.pop("cwd", PROJECT_ROOT),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **options,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def command_environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS_PREFIXES)}
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)  # cold starts cost seconds without byte code
+        return kept | self.environment
+
+    def lake_rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Rows of a query on the lake's views."""
+        with closing(open_lake(self.settings)) as connection:
+            return connection.execute(sql).fetchall()
+
+    def warehouse_rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Rows of a query on PostgreSQL."""
+        with (
+            closing(psycopg2.connect(**self.settings.postgres_parameters())) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(sql)
+            return cursor.fetchall()
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_server: Settings
+) -> Iterator[Workplace]:
+    """An empty file lake and an empty database; the feed is out of reach."""
+    for name in list(os.environ):
+        if name.startswith(SETTINGS_PREFIXES):
+            monkeypatch.delenv(name)
+    database = f"test_{uuid.uuid4().hex[:12]}"
+    with closing(psycopg2.connect(**postgres_server.postgres_parameters())) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f"create database {database}")
+    host = str(postgres_server.postgres_socket_dir).replace("/", "%2F")
+    place = Workplace({}, monkeypatch)
+    place.configure(
+        DATA_DIR=str(tmp_path / "data"),
+        POSTGRES_URL=f"postgresql://postgres:@{host}:5432/{database}",
+        WRM_FEED_URL="http://127.0.0.1:9/wrm",
+        WRM_FAILURES_URL="http://127.0.0.1:9/failures",
+        FETCH_ATTEMPTS="1",
+        FETCH_TIMEOUT_SECONDS="5",
+    )
+    yield place
+    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+
+    DuckDBConnectionManager.close_all_connections()  # the next test has another lake
+
+
+@pytest.fixture
+def live_workplace(workplace: Workplace, feed: FeedServer) -> Workplace:
+    """A workplace whose feed answers."""
+    workplace.configure(WRM_FEED_URL=f"{feed.url}/wrm", WRM_FAILURES_URL=f"{feed.url}/failures")
+    return workplace
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Callable[..., Path]:
+    """Writes raw files, by name, into an archive's folder."""
+
+    def write(folder: str = "archive", **files: str | bytes) -> Path:
+        target = tmp_path / folder
+        for name, content in files.items():
+            path = target / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return target
+
+    return write
+
+
+def small_snapshot(observed_at: datetime, stations: int = FEW_STATIONS) -> str:
+    """The text of one made-up snapshot: `stations` stations and three free bikes."""
+    return City(stations=stations, free_bikes=FEW_BIKES).snapshot(observed_at)
+
+
+def moment(text: str) -> datetime:
+    """A UTC moment written as 2025-05-12 18:10:07."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def raw_name(text: str) -> str:
+    """The archive's name for a moment written as 2025-05-12 18:10:07."""
+    return f"wrm_stations_{moment(text):%Y-%m-%d_%H-%M-%S}.txt"
+
+
+def bronze_rows(settings: Settings, table: str, columns: str = "*") -> list[tuple[Any, ...]]:
+    """Rows of a bronze table, in order of observation."""
+    with closing(open_lake(settings)) as connection:
+        pattern = f"{settings.lake_url}/bronze/wrm/{table}/dt=*/*.parquet"
+        try:
+            return connection.execute(
+                f"select {columns} from read_parquet('{pattern}', hive_partitioning = true) order by all"
+            ).fetchall()
+        except duckdb.IOException:
+            return []
