@@ -1,4 +1,4 @@
-"""The one HTTP client: bounded in time and size, patient with servers in trouble; every try is accounted for."""
+"""The one HTTP client: bounded in time and size, patient with servers in trouble, every try accounted for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bronze tables: what a raw record is, per source. The schemas are frozen: a new column is a migration."""
+"""The bronze tables: what a raw record is, per source. Schemas are frozen: a new column is a migration."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Each test has a DATA_DIR, a database and a lake of its own.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -118,9 +119,15 @@ class Workplace:
             return cursor.fetchall()
 
 
+@pytest.fixture(scope="session")
+def parsed_projects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where dbt's parsed projects are kept from test to test: parsing anew costs seconds each time."""
+    return tmp_path_factory.mktemp("parsed")
+
+
 @pytest.fixture
 def workplace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_server: Settings
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_server: Settings, parsed_projects: Path
 ) -> Iterator[Workplace]:
     """An empty file lake and an empty database; the feed is out of reach."""
     for name in list(os.environ):
@@ -140,7 +147,14 @@ def workplace(
         FETCH_ATTEMPTS="1",
         FETCH_TIMEOUT_SECONDS="5",
     )
+    for known in parsed_projects.glob("*/partial_parse.msgpack"):
+        target = tmp_path / "data" / "dbt" / known.parent.name
+        target.mkdir(parents=True)
+        shutil.copy(known, target)
     yield place
+    for parsed in tmp_path.glob("data/dbt/*/partial_parse.msgpack"):
+        (parsed_projects / parsed.parent.name).mkdir(exist_ok=True)
+        shutil.copy(parsed, parsed_projects / parsed.parent.name)
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
     DuckDBConnectionManager.close_all_connections()  # the next test has another lake

@@ -111,8 +111,8 @@
 {% macro plan_days(node, inputs, folder) %}
   {%- do read_state(folder) -%}
   {%- set ranges -%}
-    {%- if var('from_day', none) %} and dt >= cast('{{ var("from_day") }}' as date){% endif -%}
-    {%- if var('to_day', none) %} and dt <= cast('{{ var("to_day") }}' as date){% endif -%}
+    {%- if var('from_day', none) %} and dt::date >= cast('{{ var("from_day") }}' as date){% endif -%}
+    {%- if var('to_day', none) %} and dt::date <= cast('{{ var("to_day") }}' as date){% endif -%}
   {%- endset -%}
   {%- set rebuild_all = 'true' if should_full_refresh() else 'false' -%}
   {%- set input_days -%}
@@ -185,8 +185,7 @@
   {%- for input in inputs -%}
     {%- set file = 'data' if input.kind == 'model' else '*' -%}
     {%- if day is none or input.name not in day.present -%}
-      {%- do empty_object(input) -%}
-      {%- set objects = "getvariable('scratch') || '/" ~ input.name ~ ".parquet'" -%}
+      {%- set objects = "'" ~ empty_object(input) ~ "'" -%}
     {%- else -%}
       {%- set objects = "getvariable('lake') || '" ~ input.folder ~ '/dt=' ~ day.dt ~ '/' ~ file ~ ".parquet'" -%}
     {%- endif -%}
@@ -195,13 +194,17 @@
 {% endmacro %}
 
 
-{# An empty file with a model's columns in the scratch folder; those of bronze are there from the start. #}
+{# Path of an empty file with an input's columns. Those of bronze are in the scratch folder from the start; that of
+   a model is made here, under the reader's name as well, because several models may be built at once. #}
 {% macro empty_object(input) %}
-  {%- if input.kind == 'model' -%}
-    {%- do run_query('reset variable ' ~ input.name) -%}
-    {%- do run_query('copy (select * from ' ~ input.name ~ " limit 0) to '"
-                     ~ lake_value('scratch') ~ '/' ~ input.name ~ ".parquet' (format parquet)") -%}
+  {%- set scratch = lake_value('scratch') -%}
+  {%- if input.kind == 'source' -%}
+    {{ return(scratch ~ '/' ~ input.name ~ '.parquet') }}
   {%- endif -%}
+  {%- set path = scratch ~ '/' ~ input.name ~ '__for__' ~ this.identifier ~ '.parquet' -%}
+  {%- do run_query('reset variable ' ~ input.name) -%}
+  {%- do run_query('copy (select * from ' ~ input.name ~ " limit 0) to '" ~ path ~ "' (format parquet)") -%}
+  {{ return(path) }}
 {% endmacro %}
 
 
@@ -217,7 +220,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
   {%- set copied = copy_to(dated(sql, day.dt), path, {'fingerprint': day.fingerprint}) -%}
   {%- do run_query("insert into temp.day_state values ('" ~ day.dt ~ "', '" ~ day.fingerprint ~ "', "
                    ~ copied ~ ", now()::timestamp)") -%}
-  {%- do run_query("insert into built_days values ('" ~ node.name ~ "', '" ~ day.dt ~ "', '" ~ path ~ "')") -%}
+  {%- do run_query("insert into built_days values ('" ~ invocation_id ~ "', '" ~ node.name ~ "', '" ~ path ~ "')") -%}
 {% endmacro %}
 
 
@@ -258,6 +261,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
           "insert into temp.day_state select regexp_extract(file_name, 'dt=([0-9-]+)/', 1)::date, "
           ~ "decode(value), null, null from parquet_kv_metadata('" ~ folder ~ "/dt=*/data.parquet') "
           ~ "where decode(key) = 'fingerprint'") -%}
+    {%- do write_state(folder) -%}
   {%- endif -%}
 {% endmacro %}
 

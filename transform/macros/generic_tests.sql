@@ -11,7 +11,7 @@ having count(*) > 1
 
 
 {#
-  What dbt's generic tests read. Within `dbt build`, a daily partition is tested on the days that this process
+  What dbt's generic tests read. Within `dbt build`, a daily partition is tested on the days that this run
   built, so that the cost of a run does not grow with the history; `dbt test` looks at every day.
 #}
 {% macro get_where_subquery(relation) %}
@@ -19,7 +19,8 @@ having count(*) > 1
   {%- if execute and flags.WHICH == 'build' -%}
     {%- for node in graph.nodes.values()
           if node.name == relation.identifier and node.config.materialized == 'daily_partition' -%}
-      {%- set rows = run_query("select object from built_days where model = '" ~ node.name ~ "' order by 1") -%}
+      {%- set rows = run_query("select object from built_days where invocation = '" ~ invocation_id
+            ~ "' and model = '" ~ node.name ~ "' order by 1") -%}
       {%- do objects.extend(rows.columns[0].values()) -%}
       {%- if not objects -%}
         {{ return('(select * from ' ~ relation ~ ' limit 0) as nothing_built') }}

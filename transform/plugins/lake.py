@@ -50,8 +50,8 @@ class Plugin(BasePlugin):
 
     def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
         prepare_connection(conn, self.settings, self.lake)
-        # what this process built, so that tests can look at that alone
-        conn.execute("create table built_days (model varchar, dt date, object varchar)")
+        # what each run built, so that its tests can look at that alone
+        conn.execute("create table built_days (invocation varchar, model varchar, object varchar)")
         self.configure_cursor(conn)
         for layer in LAYERS:
             create_views(conn, self.lake, layer)

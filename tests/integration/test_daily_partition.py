@@ -1,0 +1,190 @@
+"""The materialization `daily_partition`: which days it builds, and that a day appears whole or not at all."""
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import duckdb
+import pytest
+from conftest import moment, raw_name, small_snapshot
+
+from ingestion import wrm
+from ingestion.settings import PROJECT_ROOT
+from scripts.run_dbt import DbtError, run_dbt
+from transform.plugins import lake as lake_plugin
+from transform.plugins.lake import open_lake
+
+DAYS = ("2025-05-11", "2025-05-12", "2025-05-13")
+MODELS = [path.stem for path in (PROJECT_ROOT / "transform" / "models").glob("[im]*/wrm/*.sql")]
+
+
+@pytest.fixture
+def three_days(workplace, archive):
+    """A lake with three days of one snapshot each, built."""
+    names = {raw_name(f"{day} 12:00:00"): small_snapshot(moment(f"{day} 12:00:00")) for day in DAYS}
+    workplace.archive = archive(**names)
+    wrm.import_archive(workplace.settings, str(workplace.archive))
+    build(workplace)
+    return workplace
+
+
+def build(workplace, *arguments):
+    """Build the lake; gives how many days each model built."""
+    nodes = run_dbt(
+        workplace.settings,
+        "transform",
+        "--quiet",
+        "build",
+        "--exclude-resource-type",
+        "unit_test",
+        *arguments,
+    )
+    return {name: int(message.split()[-1]) for name, message in nodes.items() if name in MODELS}
+
+
+def partitions(workplace, model="*"):
+    """Every partition and when it was written."""
+    return {
+        str(path.relative_to(workplace.lake_folder)): path.stat().st_mtime_ns
+        for path in sorted(workplace.lake_folder.glob(f"[sg]*/{model}/dt=*/*"))
+    }
+
+
+def test_every_model_has_one_object_per_day(three_days):
+    assert len(MODELS) == 7
+    expected = {
+        f"{layer}/{model}/dt={day}/data.parquet"
+        for model in MODELS
+        for day in DAYS
+        for layer in ["gold" if model.startswith("fct") else "silver"]
+    }
+    assert set(partitions(three_days)) == expected
+
+
+def test_a_second_build_touches_nothing(three_days):
+    before = partitions(three_days)
+    assert build(three_days) == dict.fromkeys(MODELS, 0)
+    assert partitions(three_days) == before
+
+
+def test_a_late_snapshot_rebuilds_its_day_alone(three_days, archive):
+    before = partitions(three_days)
+    archive(**{raw_name("2025-05-12 13:00:00"): small_snapshot(moment("2025-05-12 13:00:00"))})
+    wrm.import_archive(three_days.settings, str(three_days.archive))
+    assert build(three_days) == dict.fromkeys(MODELS, 1)
+    changed = {path for path, when in partitions(three_days).items() if before[path] != when}
+    assert {path.split("/")[2] for path in changed} == {"dt=2025-05-12"}
+    assert len(changed) == len(MODELS)
+
+
+def test_a_day_that_vanished_from_bronze_loses_its_partitions(three_days):
+    shutil.rmtree(three_days.lake_folder / "bronze/wrm/station_snapshots/dt=2025-05-11")
+    build(three_days)
+    assert {path.split("/")[2] for path in partitions(three_days)} == {"dt=2025-05-12", "dt=2025-05-13"}
+    rows = three_days.lake_rows("select dt::varchar from fct_daily_station_readings order by 1")
+    assert rows == [("2025-05-12",), ("2025-05-13",)]
+
+
+def test_a_lake_whose_bronze_is_gone_is_an_error_and_loses_nothing(three_days):
+    before = partitions(three_days)
+    shutil.rmtree(three_days.lake_folder / "bronze")
+    with pytest.raises(DbtError, match=r"shows no input at all for int_wrm__lines_parsed.*Check LAKE_URL"):
+        build(three_days)
+    assert partitions(three_days) == before
+
+
+def test_full_refresh_rebuilds_every_day_to_the_same_rows(three_days):
+    query = "from int_wrm__station_readings_deduplicated order by all"
+    before = three_days.lake_rows(query)
+    assert build(three_days, "--full-refresh") == dict.fromkeys(MODELS, 3)
+    assert three_days.lake_rows(query) == before
+
+
+def test_days_are_restricted_by_vars(three_days):
+    variables = "{from_day: 2025-05-12, to_day: 2025-05-12}"
+    assert build(three_days, "--full-refresh", "--vars", variables) == dict.fromkeys(MODELS, 1)
+
+
+def test_a_day_without_good_lines_is_an_empty_object_with_the_same_columns(workplace, archive):
+    folder = archive(
+        **{
+            raw_name("2025-05-12 12:00:00"): "#id,name\n",
+            raw_name("2025-05-13 12:00:00"): small_snapshot(moment("2025-05-13 12:00:00")),
+        }
+    )
+    wrm.import_archive(workplace.settings, str(folder))
+    build(workplace)
+    with closing(duckdb.connect()) as connection:
+        described = [
+            connection.execute(f"describe select * from '{workplace.lake_folder}/{path}'").fetchall()
+            for path in partitions(workplace, "int_wrm__station_readings_deduplicated")
+        ]
+        empty = f"{workplace.lake_folder}/silver/int_wrm__lines_parsed/dt=2025-05-12/data.parquet"
+        assert connection.execute(f"select count(*) from '{empty}'").fetchone() == (0,)
+    assert described[0] == described[1]
+
+
+def test_an_empty_lake_builds_to_empty_views(workplace):
+    assert build(workplace) == dict.fromkeys(MODELS, 0)
+    assert partitions(workplace) == {}
+
+
+def test_a_lost_state_object_is_read_again_from_the_partitions(three_days):
+    before = partitions(three_days)
+    for state in three_days.lake_folder.glob("[sg]*/*/_state.parquet"):
+        state.unlink()
+    assert build(three_days) == dict.fromkeys(MODELS, 0)
+    assert partitions(three_days) == before
+
+
+def test_a_write_that_dies_leaves_the_old_day_and_is_made_good_by_the_next_run(
+    three_days, archive, monkeypatch
+):
+    archive(**{raw_name("2025-05-12 13:00:00"): small_snapshot(moment("2025-05-12 13:00:00"))})
+    wrm.import_archive(three_days.settings, str(three_days.archive))
+    query = "select count(*) from int_wrm__lines_parsed where dt = '2025-05-12'"
+    [(before,)] = three_days.lake_rows(query)
+
+    def die(source, target):
+        if "dt=" in str(target):
+            Path(source).write_bytes(Path(source).read_bytes()[:100])
+            raise OSError("the disk is gone")
+        shutil.move(source, target)
+
+    monkeypatch.setattr(lake_plugin.os, "replace", die)
+    with pytest.raises(DbtError, match="the disk is gone"):
+        build(three_days)
+    monkeypatch.undo()
+    three_days.configure(**three_days.environment)
+    assert three_days.lake_rows(query) == [(before,)]
+    assert build(three_days)["int_wrm__lines_parsed"] == 1
+    assert three_days.lake_rows(query) == [(2 * before,)]
+
+
+def test_a_day_is_built_from_its_own_objects_alone(three_days, archive):
+    """Another day's objects are made unreadable, and the build does not notice."""
+    archive(**{raw_name("2025-05-12 13:00:00"): small_snapshot(moment("2025-05-12 13:00:00"))})
+    wrm.import_archive(three_days.settings, str(three_days.archive))
+    unreadable = list(three_days.lake_folder.glob("**/dt=2025-05-11/*.parquet"))
+    assert len(unreadable) == len(MODELS) + 1
+    for path in unreadable:
+        path.write_bytes(b"unreadable")
+    assert build(three_days) == dict.fromkeys(MODELS, 1)
+
+
+def test_dbt_test_looks_at_every_day_and_finds_a_broken_one(three_days):
+    processing = three_days.lake_folder / "gold/fct_daily_processing/dt=2025-05-11/data.parquet"
+    with closing(duckdb.connect()) as connection:
+        connection.execute(
+            f"copy (select * replace (lines_count + 1 as lines_count) from '{processing}') "
+            f"to '{processing}.new' (format parquet)"
+        )
+    Path(f"{processing}.new").replace(processing)
+    build(three_days)  # tests what it builds: nothing
+    with pytest.raises(DbtError, match="every_line_received_is_kept_or_a_duplicate_or_quarantined"):
+        run_dbt(three_days.settings, "transform", "--quiet", "test", "--exclude-resource-type", "unit_test")
+
+
+def test_the_project_passes_its_own_unit_tests(three_days):
+    nodes = run_dbt(three_days.settings, "transform", "--quiet", "test", "--select", "test_type:unit")
+    assert len(nodes) >= 7

@@ -1,0 +1,204 @@
+"""WRM into bronze: live polls and archives, by dlt, on a file lake and on a real S3 server."""
+
+import gzip
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from datetime import UTC, date, datetime
+
+import pytest
+from conftest import bronze_rows, moment, raw_name, small_snapshot
+
+from ingestion import wrm
+from ingestion.settings import PROJECT_ROOT
+
+ATTEMPT = "resource, status, is_unchanged, error is null, attempt_number"
+
+
+def test_live_snapshot_is_kept_as_it_came_under_its_utc_day(live_workplace, feed):
+    outcome = wrm.take_snapshot(live_workplace.settings)
+    assert (outcome.is_taken, outcome.error) == (True, None)
+    [(payload, digest, size, encoding, mended, key, observed_at, fetched_at, dt)] = bronze_rows(
+        live_workplace.settings,
+        "station_snapshots",
+        "payload, payload_sha256, payload_bytes, encoding, mended_names, source_key, observed_at, fetched_at, dt",
+    )
+    assert payload.decode() == feed.last_text
+    assert digest == hashlib.sha256(payload).hexdigest()
+    assert (size, encoding, mended, key) == (len(payload), "utf-8", None, f"{feed.url}/wrm")
+    assert observed_at < fetched_at
+    assert dt == observed_at.astimezone(UTC).date()
+    assert bronze_rows(live_workplace.settings, "fetch_attempts", ATTEMPT) == [
+        ("failures", 200, False, True, 1),
+        ("station_snapshots", 200, False, True, 1),
+    ]
+
+
+def test_unchanged_payload_is_recorded_and_not_stored_again(live_workplace, feed):
+    wrm.take_snapshot(live_workplace.settings)
+    feed.misbehave("unchanged")
+    assert wrm.take_snapshot(live_workplace.settings).is_unchanged
+    assert len(bronze_rows(live_workplace.settings, "station_snapshots")) == 1
+    assert bronze_rows(live_workplace.settings, "fetch_attempts", "is_unchanged") == [(False,)] * 2 + [
+        (True,)
+    ]
+
+
+def test_conditional_request_is_made_where_the_server_offers_it(live_workplace, feed):
+    feed.offers_etag = True
+    wrm.take_snapshot(live_workplace.settings)
+    feed.misbehave("unchanged")
+    outcome = wrm.take_snapshot(live_workplace.settings)
+    assert (outcome.is_unchanged, outcome.payload_bytes) == (True, 0)
+    assert feed.requests[-1][1]["If-None-Match"]
+    assert (304,) in bronze_rows(live_workplace.settings, "fetch_attempts", "status")
+
+
+def test_defects_are_asked_for_once_a_day(live_workplace, feed):
+    wrm.take_snapshot(live_workplace.settings)
+    wrm.take_snapshot(live_workplace.settings)
+    assert [path for path, _ in feed.requests].count("/failures") == 1
+    [(payload,)] = bronze_rows(live_workplace.settings, "failures", "payload")
+    assert "Przebita dętka" in payload.decode()
+
+
+@pytest.mark.parametrize("kind", ["html", "empty", "500", "404"])
+def test_broken_answers_are_failed_attempts_and_no_snapshots(live_workplace, feed, kind):
+    feed.misbehave(kind)
+    outcome = wrm.take_snapshot(live_workplace.settings)
+    assert outcome.error is not None and not outcome.is_taken
+    assert bronze_rows(live_workplace.settings, "station_snapshots") == []
+    [(error,)] = [
+        row for row in bronze_rows(live_workplace.settings, "fetch_attempts", "error") if row[0] is not None
+    ]
+    assert error == outcome.error
+
+
+@pytest.mark.parametrize("kind", ["mojibake", "wrong_encoding"])
+def test_broken_names_are_mended_beside_the_untouched_payload(live_workplace, feed, kind):
+    feed.misbehave(kind)
+    wrm.take_snapshot(live_workplace.settings)
+    [(payload, text, encoding, mended)] = bronze_rows(
+        live_workplace.settings, "station_snapshots", "payload, payload_text, encoding, mended_names"
+    )
+    names = {station.name for station in feed.city.stations if not station.name.isascii()}
+    if kind == "mojibake":
+        assert (encoding, text) == ("utf-8", None)
+        assert set(json.loads(mended).values()) == names
+        assert all(broken in payload.decode() for broken in json.loads(mended))
+    else:
+        assert (encoding, mended) == ("cp1250", None)
+        assert text == payload.decode("cp1250")
+        assert all(name in text for name in names)
+
+
+def test_dlt_state_comes_back_where_the_working_directory_was_lost(live_workplace, feed):
+    wrm.take_snapshot(live_workplace.settings)
+    shutil.rmtree(live_workplace.settings.data_dir / "dlt")
+    feed.misbehave("unchanged")
+    assert wrm.take_snapshot(live_workplace.settings).is_unchanged
+    assert len(bronze_rows(live_workplace.settings, "station_snapshots")) == 1
+
+
+def import_archive(workplace, folder):
+    outcome = wrm.import_archive(workplace.settings, str(folder))
+    return outcome.taken, outcome.known, len(outcome.refused)
+
+
+def test_archive_lands_under_the_day_observed_and_once(workplace, archive):
+    text = small_snapshot(moment("2025-05-12 18:10:07"))
+    folder = archive(
+        **{
+            f"dt=2025-05-12__{raw_name('2025-05-12 18:10:07')}": text,
+            "station_data_20250513_000000.txt": small_snapshot(moment("2025-05-13 00:00:00")),
+            "content_2025-05-13_00-10-00.txt.gz": gzip.compress(b"#id\n"),
+        }
+    )
+    assert import_archive(workplace, folder) == (3, 0, 0)
+    assert import_archive(workplace, folder) == (0, 3, 0)
+    rows = bronze_rows(workplace.settings, "station_snapshots", "dt, observed_at, payload_bytes")
+    assert rows == [
+        (date(2025, 5, 12), moment("2025-05-12 18:10:07"), len(text.encode())),
+        (date(2025, 5, 13), moment("2025-05-13 00:00:00"), rows[1][2]),
+        (date(2025, 5, 13), moment("2025-05-13 00:10:00"), 4),
+    ]
+
+
+def test_archive_takes_an_old_day_that_is_dropped_in_late(workplace, archive):
+    folder = archive(**{raw_name("2025-05-13 00:00:00"): small_snapshot(moment("2025-05-13 00:00:00"))})
+    import_archive(workplace, folder)
+    archive(**{raw_name("2025-05-01 00:00:00"): small_snapshot(moment("2025-05-01 00:00:00"))})
+    assert import_archive(workplace, folder) == (1, 1, 0)
+    assert bronze_rows(workplace.settings, "station_snapshots", "dt") == [
+        (date(2025, 5, 1),),
+        (date(2025, 5, 13),),
+    ]
+
+
+def test_archive_knows_a_snapshot_under_another_name_and_takes_a_changed_one(workplace, archive):
+    text = small_snapshot(moment("2025-05-13 00:00:00"))
+    import_archive(workplace, archive(**{raw_name("2025-05-13 00:00:00"): text}))
+    other = archive("other", **{"station_data_20250513_000000.txt": text})
+    assert import_archive(workplace, other) == (0, 1, 0)
+    changed = archive(**{raw_name("2025-05-13 00:00:00"): text.replace("true", "false")})
+    assert import_archive(workplace, changed) == (1, 0, 0)
+    assert len(bronze_rows(workplace.settings, "station_snapshots")) == 2
+
+
+def test_archive_refuses_broken_files_one_by_one_and_takes_the_rest(workplace, archive):
+    folder = archive(
+        **{
+            raw_name("2025-05-13 00:00:00"): small_snapshot(moment("2025-05-13 00:00:00")),
+            "content_2025-05-13_00-10-00.txt.gz": b"not gzip",
+            "notes.md": "x",
+        }
+    )
+    assert import_archive(workplace, folder) == (1, 0, 2)
+    [(url, error)] = bronze_rows(workplace.settings, "fetch_attempts", "url, error")
+    assert url == (folder / "content_2025-05-13_00-10-00.txt.gz").as_uri()
+    assert error.startswith("File cannot be read")
+
+
+KILLED_IMPORT = """
+import os, signal, sys
+from dlt.destinations.impl.filesystem.filesystem import FilesystemLoadJob
+from ingestion import wrm
+from ingestion.settings import load_settings
+FilesystemLoadJob.run = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+wrm.import_archive(load_settings(), sys.argv[1])
+"""
+
+
+def test_a_package_that_a_kill_left_pending_lands_under_its_own_day(workplace, archive):
+    folder = archive(**{raw_name("2025-05-13 00:00:00"): small_snapshot(moment("2025-05-13 00:00:00"))})
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_IMPORT, str(folder)],
+        env=workplace.command_environment(),
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+    )
+    assert killed.returncode == -9
+    assert import_archive(workplace, folder) == (0, 1, 0)
+    assert bronze_rows(workplace.settings, "station_snapshots", "dt") == [(date(2025, 5, 13),)]
+
+
+def test_archive_on_s3_goes_into_a_lake_on_s3(workplace, s3_server, archive):
+    workplace.configure(**s3_server.environment | {"LAKE_URL": "s3://bike-data-flow/ingestion"})
+    from ingestion.lake import Lake
+
+    filesystem = Lake.of(workplace.settings).filesystem()
+    text = small_snapshot(moment("2025-05-13 00:00:00")).encode()
+    filesystem.pipe_file(f"bike-data-flow/raw/dt=2025-05-13/{raw_name('2025-05-13 00:00:00')}", text)
+    location = "s3://bike-data-flow/raw"
+    assert import_archive(workplace, location) == (1, 0, 0)
+    assert import_archive(workplace, location) == (0, 1, 0)
+    [(payload, key, dt)] = bronze_rows(workplace.settings, "station_snapshots", "payload, source_key, dt")
+    assert (payload, dt) == (text, date(2025, 5, 13))
+    assert key == f"{location}/dt=2025-05-13/{raw_name('2025-05-13 00:00:00')}"
+
+
+def test_a_city_snapshot_is_the_same_for_the_same_seed_and_moment():
+    when = datetime(2025, 5, 12, 18, 10, 7, tzinfo=UTC)
+    assert small_snapshot(when) == small_snapshot(when)
