@@ -24,7 +24,7 @@ demo *arguments: _environment
 [group('main')]
 [no-exit-message]
 test *arguments: _environment
-    @python -m pytest "$@"
+    @python -m pytest --numprocesses 2 "$@"
 
 # Take one live snapshot and bring it through every stage
 [group('main')]

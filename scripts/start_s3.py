@@ -69,7 +69,9 @@ def running_s3(folder: Path) -> Iterator[S3Server]:
     config.chmod(0o600)
     command = [
         _weed(), "-logtostderr", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        "-volume.max=0", "-master.volumeSizeLimitMB=256", "-metricsPort=0", "-webdav=false", "-iam=false",
+        "-volume.max=0",
+        "-volume.preStopSeconds=0", "-master.volumeSizeLimitMB=256", "-metricsPort=0", "-webdav=false",
+        "-iam=false",
         "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-master.port={ports['master']}", f"-volume.port={ports['volume']}", "-filer",
         f"-filer.port={ports['filer']}", "-s3", "-s3.iam=false", f"-s3.port={ports['s3']}",
@@ -84,7 +86,7 @@ def running_s3(folder: Path) -> Iterator[S3Server]:
         finally:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(3)  # it may linger; what it stored is on disk by now
             process.kill()
             process.wait()
 

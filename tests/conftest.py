@@ -6,9 +6,9 @@ Each test has a DATA_DIR, a database and a lake of its own.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,17 +27,7 @@ from scripts.start_postgres import running_postgres
 from scripts.start_s3 import S3Server, running_s3
 from transform.plugins.lake import open_lake
 
-SETTINGS_PREFIXES = (
-    "AWS_",
-    "S3_",
-    "WRM_",
-    "FETCH_",
-    "DUCKDB_",
-    "POSTGRES_",
-    "LAKE_",
-    "DLT_",
-    "DBT_",
-)
+SETTINGS = re.findall(r"^#([A-Z0-9_]+)=", (PROJECT_ROOT / ".env.example").read_text(), re.MULTILINE)
 FEW_STATIONS, FEW_BIKES = 6, 3
 
 
@@ -84,25 +74,34 @@ class Workplace:
     def lake_folder(self) -> Path:
         return self.settings.data_dir / "lake"
 
-    def run(self, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-        """`python -m …` as the recipes call it; fails the test on a bad exit status unless told not to."""
+    def just(
+        self, *arguments: str, check: bool = True, project: Path = PROJECT_ROOT
+    ) -> subprocess.CompletedProcess[str]:
+        """A recipe, as people call it; fails the test on a bad exit status unless told not to."""
         done = subprocess.run(
-            [sys.executable, "-m", *arguments],
+            ["just", "--justfile", PROJECT_ROOT / "justfile", "--working-directory", project, *arguments],
             env=self.command_environment(),
-            cwd=options.pop("cwd", PROJECT_ROOT),
             capture_output=True,
             text=True,
             timeout=300,
-            **options,
         )
         if check and done.returncode != 0:
             pytest.fail(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done
 
+    def command(self, *arguments: str, folder: Path = PROJECT_ROOT) -> str:
+        """A program of the environment in a folder, as dlt's and dbt's users call it; what it printed."""
+        done = subprocess.run(
+            arguments, env=self.command_environment(), cwd=folder, capture_output=True, text=True, timeout=300
+        )
+        if done.returncode != 0:
+            pytest.fail(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
     def command_environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS_PREFIXES)}
-        kept.pop("PYTHONDONTWRITEBYTECODE", None)  # cold starts cost seconds without byte code
-        return kept | self.environment
+        environment = dict(os.environ)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # cold starts cost seconds without byte code
+        return environment | self.environment
 
     def lake_rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Rows of a query on the lake's views."""
@@ -130,9 +129,8 @@ def workplace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_server: Settings, parsed_projects: Path
 ) -> Iterator[Workplace]:
     """An empty file lake and an empty database; the feed is out of reach."""
-    for name in list(os.environ):
-        if name.startswith(SETTINGS_PREFIXES):
-            monkeypatch.delenv(name)
+    for name in [*SETTINGS, *(name for name in os.environ if name.startswith("DLT_"))]:
+        monkeypatch.setenv(name, "")  # whatever .env and the environment say
     database = f"test_{uuid.uuid4().hex[:12]}"
     with closing(psycopg2.connect(**postgres_server.postgres_parameters())) as connection:
         connection.autocommit = True

@@ -12,7 +12,6 @@ from ingestion import wrm
 from ingestion.settings import PROJECT_ROOT
 from scripts.run_dbt import DbtError, run_dbt
 from transform.plugins import lake as lake_plugin
-from transform.plugins.lake import open_lake
 
 DAYS = ("2025-05-11", "2025-05-12", "2025-05-13")
 MODELS = [path.stem for path in (PROJECT_ROOT / "transform" / "models").glob("[im]*/wrm/*.sql")]

@@ -36,8 +36,8 @@ def load(workplace, folder):
 def assert_both_sides_hold_the_same_readings(workplace):
     """The reconciliation: every reading of the lake is in PostgreSQL with the same values, and no other."""
     in_lake = workplace.lake_rows(
-        "select station_id, observed_at, name, bikes_count, spaces_count, dt, fetched_at, local_offset_seconds, "
-        "server_offset_seconds from int_wrm__station_readings_deduplicated order by 1, 2"
+        "select station_id, observed_at, name, bikes_count, spaces_count, dt, "
+        "fetched_at, local_offset_seconds, server_offset_seconds from int_wrm__station_readings_deduplicated order by 1, 2"
     )
     in_postgres = workplace.warehouse_rows(
         "select station_id, timestamp, name, bikes, spaces, date, processed_at, timezone_1, timezone_2 "
@@ -119,8 +119,10 @@ def test_the_newest_fetch_wins_and_an_older_one_never_overwrites(workplace, arch
     with closing(psycopg2.connect(**workplace.settings.postgres_parameters())) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute("delete from landing.exported_objects where object = (select min(object) from "
-                           "landing.exported_objects where model = 'landing_wrm__station_readings')")  # fmt: skip
+            cursor.execute(
+                "delete from landing.exported_objects where object = (select min(object) "
+                "from landing.exported_objects where model = 'landing_wrm__station_readings')"
+            )
     export_readings(workplace.settings)
     assert_both_sides_hold_the_same_readings(workplace)
 

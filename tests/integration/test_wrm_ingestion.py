@@ -23,7 +23,8 @@ def test_live_snapshot_is_kept_as_it_came_under_its_utc_day(live_workplace, feed
     [(payload, digest, size, encoding, mended, key, observed_at, fetched_at, dt)] = bronze_rows(
         live_workplace.settings,
         "station_snapshots",
-        "payload, payload_sha256, payload_bytes, encoding, mended_names, source_key, observed_at, fetched_at, dt",
+        "payload, payload_sha256, payload_bytes, encoding, mended_names, source_key, "
+        "observed_at, fetched_at, dt",
     )
     assert payload.decode() == feed.last_text
     assert digest == hashlib.sha256(payload).hexdigest()

@@ -26,9 +26,8 @@
 
   {{ run_hooks(pre_hooks) }}
 
-  {%- do run_query("attach if not exists '' as warehouse (type postgres, secret warehouse)") -%}
-  {%- do run_query('call postgres_execute(\'warehouse\', $$' ~ landing_ddl(schema) ~ '$$)') -%}
-  {%- do run_query('call pg_clear_cache()') -%}
+  {%- do adapter.store_relation('lake', this, [], '', 'parquet',
+        {'operation': 'attach_warehouse', 'ddl': landing_ddl(schema)}) -%}
   {%- do run_query('delete from warehouse.' ~ schema ~ ".pending_objects where model = '" ~ model.name ~ "'") -%}
   {%- do plan_landing(model, input, schema) -%}
   {%- do prepare_landing_table(sql, input, schema, model.name) -%}
@@ -54,7 +53,9 @@
 {% endmaterialization %}
 
 
+{# In one transaction; the lock is for processes that make the same schema at the same moment. #}
 {% macro landing_ddl(schema) %}
+select pg_advisory_xact_lock(hashtext('{{ schema }}'));
 create schema if not exists {{ schema }};
 create table if not exists {{ schema }}.exported_objects (
     lake text, model text, object text, fingerprint text not null, dt date not null,

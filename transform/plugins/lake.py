@@ -11,6 +11,7 @@ import importlib
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Plugin(BasePlugin):
     def initialize(self, plugin_config: dict[str, Any]) -> None:
         self.settings = load_settings()
         self.lake = Lake.of(self.settings)
+        self.warehouse_lock = threading.Lock()
         self.scratch = tempfile.mkdtemp(prefix="bike-data-flow-")
         atexit.register(shutil.rmtree, self.scratch, ignore_errors=True)
         _write_empty_bronze(Path(self.scratch))
@@ -49,6 +51,7 @@ class Plugin(BasePlugin):
         )
 
     def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
+        self.conn = conn
         prepare_connection(conn, self.settings, self.lake)
         # what each run built, so that its tests can look at that alone
         conn.execute("create table built_days (invocation varchar, model varchar, object varchar)")
@@ -65,7 +68,8 @@ class Plugin(BasePlugin):
         cursor.execute(f"set variable landing_schema = {_quoted(self.settings.landing_schema)}")
 
     def store(self, target_config: TargetConfig) -> None:
-        """Publish or remove one object; the materialization says which by `operation`.
+        """What a materialization asks for by `operation`: to prepare, publish or remove one object, or to
+        attach the warehouse.
 
         On a local disk an unfinished file is renamed into place in one step. On S3 an object that was
         written is published already, and there is nothing to do.
@@ -81,10 +85,23 @@ class Plugin(BasePlugin):
             filesystem = self.lake.filesystem()
             if filesystem.exists(path):
                 filesystem.rm_file(path)
+        elif operation == "attach_warehouse":
+            self._attach_warehouse(target_config.config["ddl"])
+
+    def _attach_warehouse(self, ddl: str) -> None:
+        """Attach PostgreSQL as the database `warehouse`, once, and make there what `ddl` says. Models are built
+        in several threads, and neither statement stands being given twice at once."""
+        with self.warehouse_lock:
+            cursor = self.conn.cursor()
+            attached = cursor.execute("select 1 from duckdb_databases() where database_name = 'warehouse'")
+            if not attached.fetchall():
+                cursor.execute("attach '' as warehouse (type postgres, secret warehouse)")
+                cursor.execute("call postgres_execute('warehouse', ?)", [ddl])
+                cursor.execute("call pg_clear_cache()")
 
 
 def open_lake(settings: Settings) -> duckdb.DuckDBPyConnection:
-    """A DuckDB of its own with a view for every model that is built, as dbt's has; close it after use."""
+    """A DuckDB of its own with a view for every model that is built, as dbt's has; close it in the end."""
     conn = duckdb.connect(":memory:", config={"memory_limit": settings.duckdb_memory_limit})
     lake = Lake.of(settings)
     prepare_connection(conn, settings, lake)

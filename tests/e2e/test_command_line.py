@@ -1,0 +1,237 @@
+"""The project through its command line, from feed and archive to PostgreSQL."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import FEW_BIKES, FEW_STATIONS, bronze_rows, moment, raw_name, small_snapshot
+
+from ingestion.settings import PROJECT_ROOT
+
+SNAPSHOT_LINES = FEW_STATIONS + FEW_BIKES
+REAL_SNAPSHOTS = Path(
+    os.environ.get("WRM_REAL_SNAPSHOTS") or PROJECT_ROOT.parent / "shared" / "data" / "wrm" / "raw"
+)
+
+
+def readings(place):
+    return place.warehouse_rows("select station_id, timestamp, bikes from bike_stations order by 1, 2")
+
+
+def lake_objects(place):
+    """Every object of the lake and when it was written."""
+    return {
+        str(path.relative_to(place.lake_folder)): path.stat().st_mtime_ns
+        for path in place.lake_folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_run_brings_live_snapshots_to_postgres_and_an_unchanged_one_adds_nothing(live_workplace, feed):
+    first = live_workplace.just("run")
+    assert "snapshot taken" in first.stderr
+    rows = readings(live_workplace)
+    assert len(rows) == FEW_STATIONS
+    feed.misbehave("unchanged")
+    second = live_workplace.just("run")
+    assert "snapshot unchanged" in second.stderr
+    assert readings(live_workplace) == rows
+    assert live_workplace.warehouse_rows(
+        "select snapshots, lines, fetch_attempts, unchanged_fetches from processing_summary"
+    ) == [(1, SNAPSHOT_LINES, 2, 1)]
+
+
+def test_run_survives_a_feed_that_fails_and_recovers(live_workplace, feed):
+    live_workplace.just("run")
+    feed.misbehave("html")
+    failed = live_workplace.just("run", check=False)
+    assert failed.returncode == 1
+    assert "The body is a page, not a snapshot" in failed.stderr
+    assert "scripts/just demo" in failed.stderr and "scripts/just backfill" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    live_workplace.just("run")
+    assert len(readings(live_workplace)) == 2 * FEW_STATIONS
+    assert live_workplace.warehouse_rows(
+        "select snapshots, fetch_attempts, failed_fetches from processing_summary"
+    ) == [(2, 3, 1)]
+
+
+def test_run_builds_and_exports_what_had_arrived_while_the_feed_is_out_of_reach(workplace, archive):
+    folder = archive(**{raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00"))})
+    empty = workplace.just("run", check=False)
+    assert empty.returncode == 1 and "The feed is out of reach" in empty.stderr
+    from ingestion import wrm
+
+    wrm.import_archive(workplace.settings, str(folder))
+    assert workplace.just("run", check=False).returncode == 1
+    assert len(readings(workplace)) == FEW_STATIONS
+    errors = bronze_rows(workplace.settings, "fetch_attempts", "error")
+    assert len(errors) == 4 and all("out of reach" in error for (error,) in errors)
+
+
+def test_run_carries_on_where_the_dlt_working_directory_was_lost(live_workplace, feed):
+    live_workplace.just("run")
+    rows = readings(live_workplace)
+    shutil.rmtree(live_workplace.settings.data_dir / "dlt")
+    feed.misbehave("unchanged")
+    assert "snapshot unchanged" in live_workplace.just("run").stderr
+    assert readings(live_workplace) == rows
+
+
+def test_backfill_takes_only_what_is_new_also_an_old_day_dropped_in_late(workplace, archive):
+    folder = archive(
+        **{
+            f"dt=2025-05-12__{raw_name('2025-05-12 12:00:00')}": small_snapshot(
+                moment("2025-05-12 12:00:00")
+            ),
+            "station_data_20250513_120000.txt": small_snapshot(moment("2025-05-13 12:00:00")),
+        }
+    )
+    first = workplace.just("backfill", str(folder))
+    assert "2 new" in first.stderr
+    before = lake_objects(workplace)
+    rows = readings(workplace)
+    second = workplace.just("backfill", str(folder))
+    assert "0 new" in second.stderr
+    assert (lake_objects(workplace), readings(workplace)) == (before, rows)
+    archive(**{"content_2025-05-01_12-00-00.txt": small_snapshot(moment("2025-05-01 12:00:00"))})
+    workplace.just("backfill", str(folder))
+    after = lake_objects(workplace)
+    untouched = {path for path in before if path.endswith("data.parquet") and before[path] == after[path]}
+    assert len(untouched) == 14  # seven models, two days
+    assert len(readings(workplace)) == 3 * FEW_STATIONS
+    assert workplace.warehouse_rows("select date::text from stations_data_summary order by 1") == [
+        ("2025-05-01",),
+        ("2025-05-12",),
+        ("2025-05-13",),
+    ]
+
+
+def test_backfill_ends_badly_but_completely_when_a_file_is_refused(workplace, archive):
+    folder = archive(
+        **{
+            raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00")),
+            "content_2025-05-12_12-10-00.txt.gz": b"not gzip",
+        }
+    )
+    done = workplace.just("backfill", str(folder), check=False)
+    assert done.returncode == 1
+    assert "File cannot be read" in done.stderr and "1 files were refused" in done.stderr
+    assert len(readings(workplace)) == FEW_STATIONS
+
+
+def test_commands_report_bad_settings_and_missing_archives_without_a_traceback(workplace):
+    missing = workplace.just("backfill", "/nowhere/at/all", check=False)
+    workplace.configure(LAKE_URL="ftp://host", FETCH_ATTEMPTS="many")
+    malformed = workplace.just("run", check=False)
+    assert (missing.returncode, malformed.returncode) == (1, 1)
+    assert "No archive found: /nowhere/at/all. Give a folder" in missing.stderr
+    assert "LAKE_URL is malformed: 'ftp://host'" in malformed.stderr
+    assert "FETCH_ATTEMPTS is malformed: 'many'" in malformed.stderr
+    assert "Traceback" not in missing.stderr + malformed.stderr
+    assert not workplace.environment["DATA_DIR"] or not list(
+        Path(workplace.environment["DATA_DIR"]).glob("lake/*")
+    )
+
+
+def test_a_changed_rule_moves_rows_to_quarantine_and_back(workplace, archive, tmp_path):
+    project = tmp_path / "project"
+    ignored = shutil.ignore_patterns(".venv", "data", ".git", "target", "logs", "tests")
+    shutil.copytree(PROJECT_ROOT, project, ignore=ignored)
+    text = small_snapshot(moment("2025-05-12 12:00:00"))
+    workplace.just("backfill", str(archive(**{raw_name("2025-05-12 12:00:00"): text})), project=project)
+    rows = readings(workplace)
+    limit = sorted(bikes for _, _, bikes in rows)[FEW_STATIONS // 2]
+    kept = [row for row in rows if row[2] <= limit]
+    assert 0 < len(kept) < len(rows)
+
+    rules = project / "transform/models/staging/wrm/stg_wrm__station_lines.sql"
+    original = rules.read_text()
+    assert original.count("bikes_count between 0 and 10000") == 1
+    rules.write_text(
+        original.replace("bikes_count between 0 and 10000", f"bikes_count between 0 and {limit}")
+    )
+    workplace.just("transform", project=project)
+    workplace.just("export", project=project)
+    assert readings(workplace) == kept
+    rejected = len(rows) - len(kept)
+    assert (
+        workplace.lake_rows("select rejection_reasons from int_wrm__lines_quarantined")
+        == [(["implausible_count"],)] * rejected
+    )
+    assert workplace.warehouse_rows("select station_readings, quarantined from processing_summary") == [
+        (len(kept), rejected)
+    ]
+
+    rules.write_text(original)
+    workplace.just("transform", project=project)
+    workplace.just("export", project=project)
+    assert readings(workplace) == rows
+    assert workplace.lake_rows("select count(*) from int_wrm__lines_quarantined") == [(0,)]
+
+
+def test_a_lake_moves_from_files_to_s3(live_workplace, archive, s3_server):
+    folder = archive(**{raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00"))})
+    live_workplace.just("backfill", str(folder))
+    in_files = live_workplace.lake_rows("from int_wrm__lines_parsed order by all")
+    rows = readings(live_workplace)
+    live_workplace.configure(**s3_server.environment | {"LAKE_URL": "s3://bike-data-flow/moved"})
+    live_workplace.just("backfill", str(folder))
+    query = "select * exclude (fetched_at) from (from int_wrm__lines_parsed) order by all"
+    in_s3 = live_workplace.lake_rows(query)
+    live_workplace.configure(LAKE_URL="")
+    assert live_workplace.lake_rows(query) == in_s3
+    assert len(in_s3) == len(in_files) == SNAPSHOT_LINES
+    assert readings(live_workplace) == rows
+    live_workplace.configure(LAKE_URL="s3://bike-data-flow/moved")
+    live_workplace.just("run")
+    assert len(readings(live_workplace)) == 2 * FEW_STATIONS
+    again = live_workplace.just("backfill", str(folder))
+    assert "0 new" in again.stderr and again.stderr.count("nothing new") == 5
+
+
+def test_dlt_and_dbt_work_as_their_users_expect(live_workplace):
+    live_workplace.just("run")
+    info = live_workplace.command("dlt", "pipeline", "wrm", "info")
+    assert "dataset_name: wrm" in info and str(live_workplace.settings.data_dir) in info
+    assert "Run started at" in live_workplace.command("dlt", "pipeline", "wrm", "trace")
+    for project in ("transform", "exports"):
+        built = live_workplace.command("dbt", "build", folder=PROJECT_ROOT / project)
+        assert re.search(r"PASS=[1-9]\d* WARN=0 ERROR=0", built)
+        live_workplace.command("dbt", "docs", "generate", folder=PROJECT_ROOT / project)
+    shown = live_workplace.command(
+        "dbt", "show", "--inline", "select count(*) as n from {{ ref('int_wrm__lines_parsed') }}",
+        folder=PROJECT_ROOT / "transform",
+    )  # fmt: skip
+    assert re.search(rf"\| +{SNAPSHOT_LINES} \|", shown)
+
+
+def test_psql_opens_on_the_warehouse_and_the_recipe_passes_arguments_on(live_workplace):
+    live_workplace.just("run")
+    done = live_workplace.just("psql", "-Atc", "select count(*), 'two words' from bike_stations")
+    assert done.stdout == f"{FEW_STATIONS}|two words\n"
+
+
+def test_the_embedded_server_starts_when_needed_in_a_deep_folder_and_is_left_tidy(live_workplace, tmp_path):
+    deep = tmp_path / "/".join(["a_rather_long_name_for_a_folder"] * 4)
+    live_workplace.configure(POSTGRES_URL="", DATA_DIR=str(deep))
+    live_workplace.just("run")
+    assert not (deep / "postgres" / "postmaster.pid").exists()
+    assert not list(live_workplace.settings.postgres_socket_dir.glob(".s.PGSQL*"))
+    done = live_workplace.just("psql", "-Atc", "select count(*) from bike_stations")
+    assert done.stdout == f"{FEW_STATIONS}\n"
+
+
+@pytest.mark.skipif(not REAL_SNAPSHOTS.exists(), reason="real snapshots are not here: set WRM_REAL_SNAPSHOTS")
+def test_every_line_of_the_real_snapshots_is_accounted_for(workplace):
+    workplace.just("backfill", str(REAL_SNAPSHOTS))
+    assert workplace.warehouse_rows(
+        "select snapshots, lines, station_readings, free_bike_readings, duplicates, quarantined "
+        "from processing_summary"
+    ) == [(3, 1050, 705, 345, 0, 0)]
+    assert len(readings(workplace)) == 705
+    before = lake_objects(workplace)
+    workplace.just("backfill", str(REAL_SNAPSHOTS))
+    assert lake_objects(workplace) == before
