@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +86,8 @@ def import_archive(settings: Settings, location: str) -> list[str]:
 def export_readings(settings: Settings) -> None:
     """New station readings into PostgreSQL, straight from bronze, before any day is rebuilt."""
     _dbt(settings, "transform", "build", "--select", "landing_wrm__station_readings")
-    _dbt(settings, "exports", "build", "--select", "bike_stations")
+    cautious = ("--indirect-selection", "cautious")  # tests that read summaries too wait for these
+    _dbt(settings, "exports", "build", "--select", "bike_stations", *cautious)
 
 
 def transform(settings: Settings) -> None:
@@ -103,7 +105,11 @@ def export_marts(settings: Settings) -> None:
 def _dbt(settings: Settings, project: str, *arguments: str) -> None:
     started = time.monotonic()
     nodes = run_dbt(settings, project, "--quiet", *arguments)
-    done = [f"{name} {message}" for name, message in nodes.items() if _is_news(message)]
+    done = [
+        f"{name} {re.sub(r'INSERT 0 (.*)', r'rows: \1', message)}"
+        for name, message in nodes.items()
+        if _is_news(message)
+    ]
     days = {message for message in nodes.values() if message.startswith("built") and _is_news(message)}
     if len(done) > 1 and len(days) == 1:
         done = [f"{len(done)} models {days.pop()}"]

@@ -37,7 +37,8 @@ def assert_both_sides_hold_the_same_readings(workplace):
     """The reconciliation: every reading of the lake is in PostgreSQL with the same values, and no other."""
     in_lake = workplace.lake_rows(
         "select station_id, observed_at, name, bikes_count, spaces_count, dt, "
-        "fetched_at, local_offset_seconds, server_offset_seconds from int_wrm__station_readings_deduplicated order by 1, 2"
+        "fetched_at, local_offset_seconds, server_offset_seconds "
+        "from int_wrm__station_readings_deduplicated order by 1, 2"
     )
     in_postgres = workplace.warehouse_rows(
         "select station_id, timestamp, name, bikes, spaces, date, processed_at, timezone_1, timezone_2 "
@@ -212,3 +213,14 @@ def test_exports_say_what_to_do_before_anything_has_landed(workplace):
 def test_landing_says_what_to_do_before_anything_is_built(workplace):
     with pytest.raises(DbtError, match=r"Not built yet: .* Run: scripts/just transform"):
         export_marts(workplace.settings)
+
+
+def test_a_summary_that_counts_readings_that_are_gone_fails_its_test(workplace, archive):
+    load(
+        workplace, archive(**{raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00"))})
+    )
+    with closing(psycopg2.connect(**workplace.settings.postgres_parameters())) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("delete from bike_stations where station_id = 15001")
+    with pytest.raises(DbtError, match="no_summary_counts_more_readings_than_stand"):
+        run_dbt(workplace.settings, "exports", "--quiet", "test")

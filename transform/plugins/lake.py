@@ -89,8 +89,8 @@ class Plugin(BasePlugin):
             self._attach_warehouse(target_config.config["ddl"])
 
     def _attach_warehouse(self, ddl: str) -> None:
-        """Attach PostgreSQL as the database `warehouse`, once, and make there what `ddl` says. Models are built
-        in several threads, and neither statement stands being given twice at once."""
+        """Attach PostgreSQL as the database `warehouse`, once, and make there what `ddl` says. Models are
+        built in several threads, and neither statement stands being given twice at once."""
         with self.warehouse_lock:
             cursor = self.conn.cursor()
             attached = cursor.execute("select 1 from duckdb_databases() where database_name = 'warehouse'")

@@ -1,0 +1,17 @@
+-- Of the days exported within the last hour, so that the cost does not grow with the history. Readings may be ahead
+-- of the summaries, which wait for their day to be rebuilt; they are never behind.
+select
+    summary.date,
+    summary.total_records,
+    count(readings.id) as readings_count,
+    'the summary counts more readings than bike_stations holds' as failure_reason
+from {{ ref('stations_data_summary') }} as summary
+left join {{ ref('bike_stations') }} as readings on readings.date = summary.date
+where summary.date in (
+    select exported.dt
+    from {{ source('landing', 'exported_objects') }} as exported
+    where exported.exported_at > now() - interval '1 hour'
+        and exported.model = 'landing_wrm__daily_station_readings'
+)
+group by summary.date, summary.total_records
+having summary.total_records > count(readings.id)
