@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -106,7 +105,7 @@ def _dbt(settings: Settings, project: str, *arguments: str) -> None:
     started = time.monotonic()
     nodes = run_dbt(settings, project, "--quiet", *arguments)
     done = [
-        f"{name} {re.sub(r'INSERT 0 (.*)', r'rows: \1', message)}"
+        f"{name} {message.replace('INSERT 0', 'rows:')}"
         for name, message in nodes.items()
         if _is_news(message)
     ]
