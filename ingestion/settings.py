@@ -33,6 +33,7 @@ class S3Settings:
     secret_access_key: str | None = field(repr=False)
     session_token: str | None = field(repr=False)
     addressing_style: str  # "path" or "virtual"
+    ca_bundle: str | None  # file of the authorities to trust instead of the usual ones
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             secret_access_key=read.raw("AWS_SECRET_ACCESS_KEY") or None,
             session_token=read.raw("AWS_SESSION_TOKEN") or None,
             addressing_style=read("S3_ADDRESSING_STYLE", "path", _one_of("path", "virtual")),
+            ca_bundle=read("AWS_CA_BUNDLE", "", _existing_file) or None,
         ),
         wrm_feed_url=read(
             "WRM_FEED_URL",
@@ -190,6 +192,12 @@ def _without_password(value: str) -> str:
 
 def _absolute_path(value: str) -> Path:
     return (PROJECT_ROOT / Path(value).expanduser()).resolve()
+
+
+def _existing_file(value: str) -> str:
+    if not Path(value).is_file():
+        raise ValueError("Give a file that exists.")
+    return value
 
 
 def _lake_url(value: str) -> str:

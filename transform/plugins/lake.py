@@ -19,6 +19,7 @@ import duckdb
 import pyarrow.parquet as pq
 from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.adapters.duckdb.utils import TargetConfig
+from dbt_common.exceptions import DbtRuntimeError
 
 from ingestion.lake import Lake
 from ingestion.schemas import BRONZE
@@ -56,8 +57,13 @@ class Plugin(BasePlugin):
         # what each run built, so that its tests can look at that alone
         conn.execute("create table built_days (invocation varchar, model varchar, object varchar)")
         self.configure_cursor(conn)
-        for layer in LAYERS:
-            create_views(conn, self.lake, layer)
+        try:
+            for layer in LAYERS:
+                create_views(conn, self.lake, layer)
+        except duckdb.Error as error:
+            raise DbtRuntimeError(
+                f"The lake is out of reach: {self.lake.url}. Check LAKE_URL and the AWS settings.\n{error}"
+            ) from error
 
     def configure_cursor(self, cursor: duckdb.DuckDBPyConnection) -> None:
         # Variables live as long as a connection; dbt opens one per thread.
@@ -121,6 +127,8 @@ def prepare_connection(conn: duckdb.DuckDBPyConnection, settings: Settings, lake
         load_extension(conn, "httpfs")
         if "credential_chain" in secret:
             load_extension(conn, "aws")
+        if lake.s3.ca_bundle:
+            conn.execute(f"set global ca_cert_file = {_quoted(lake.s3.ca_bundle)}")
         conn.execute(secret)
 
 
