@@ -33,7 +33,8 @@ class AtomicLocalFileSystem(LocalFileSystem):
     def put_file(self, lpath: str, rpath: str, callback: Any = None, **kwargs: Any) -> None:
         target = self._strip_protocol(rpath)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        unfinished = f"{target}.unfinished"
+        folder, name = os.path.split(target)
+        unfinished = f"{folder}/_{name}.unfinished"
         shutil.copyfile(self._strip_protocol(lpath), unfinished)
         os.replace(unfinished, target)
 

@@ -83,6 +83,7 @@ def _start(settings: Settings) -> None:
 
 def _stop(settings: Settings) -> None:
     _run("pg_ctl", "stop", "-w", "-m", "fast", "-D", settings.postgres_data_dir)
+    settings.postgres_socket_dir.rmdir()
 
 
 def _is_running(folder: Path) -> bool:

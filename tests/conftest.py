@@ -131,6 +131,7 @@ def workplace(
     """An empty file lake and an empty database; the feed is out of reach."""
     for name in [*SETTINGS, *(name for name in os.environ if name.startswith("DLT_"))]:
         monkeypatch.setenv(name, "")  # whatever .env and the environment say
+    monkeypatch.delenv("AWS_CA_BUNDLE")  # botocore takes an empty one for a mistake
     database = f"test_{uuid.uuid4().hex[:12]}"
     with closing(psycopg2.connect(**postgres_server.postgres_parameters())) as connection:
         connection.autocommit = True

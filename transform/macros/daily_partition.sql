@@ -226,16 +226,22 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 
 {# Writes one object that appears whole or not at all; gives the number of rows. #}
 {% macro copy_to(sql, path, metadata) %}
-  {%- set is_local = not path.startswith('s3://') -%}
+  {%- set written = path if path.startswith('s3://') else unfinished_path(path) -%}
   {%- do lake_file('prepare', path) -%}
   {%- set entries = [] -%}
   {%- for key, value in metadata.items() -%}{%- do entries.append(key ~ ": '" ~ value ~ "'") -%}{%- endfor -%}
   {%- set result = run_query(
-        'copy (\n' ~ sql ~ "\n) to '" ~ path ~ ('.unfinished' if is_local else '')
-        ~ "' (format parquet, compression zstd, row_group_size 122880"
+        'copy (\n' ~ sql ~ "\n) to '" ~ written ~ "' (format parquet, compression zstd, row_group_size 122880"
         ~ (', kv_metadata {' ~ entries | join(', ') ~ '}' if entries else '') ~ ')') -%}
   {%- do lake_file('publish', path) -%}
   {{ return(result.columns[0].values()[0] | int) }}
+{% endmacro %}
+
+
+{# Where a local file is written before it is published; the plugin knows the same name. Readers of the folder
+   pass it over: it begins with '_' and does not end with '.parquet'. #}
+{% macro unfinished_path(path) %}
+  {{ return(path.rsplit('/', 1)[0] ~ '/_' ~ path.rsplit('/', 1)[1] ~ '.unfinished') }}
 {% endmacro %}
 
 

@@ -143,8 +143,9 @@ def _postgres_secret(settings: Settings) -> str:
 
 
 def unfinished_path(path: str) -> str:
-    """Where a file is written before it is published: beside the partitions, where no reader looks."""
-    return f"{path}.unfinished"
+    """Where a local file is written before it is published; the macro of the same name says it to SQL."""
+    folder, name = os.path.split(path)
+    return f"{folder}/_{name}.unfinished"
 
 
 def _prepare(path: Path) -> None:
