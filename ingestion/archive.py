@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import fsspec
@@ -33,7 +35,8 @@ class ArchiveFile:
 
     key: str  # URL
     path: str  # as the file system names it
-    arrived_at: datetime
+    modified_at: datetime
+    arrived_at: datetime  # the later of that and the arrival of a folder that it came with
     observed_at: datetime
     codec: str | None
 
@@ -42,17 +45,23 @@ def list_archive(filesystem: fsspec.AbstractFileSystem, location: str) -> tuple[
     """Every raw snapshot below a folder, or the one file named, sorted by observed time and key; and the
     paths of files whose names tell no time.
 
-    Raises `ArchiveError` where there is nothing at all.
+    Raises `ArchiveError` where there is nothing at all, or a folder that cannot be read.
     """
+    options = {"on_error": "raise"} if _is_local(filesystem) else {}
     try:
-        entries = filesystem.find(location, detail=True, withdirs=False)
+        entries = filesystem.find(location, detail=True, withdirs=False, **options)
     except (FileNotFoundError, NotADirectoryError):
         entries = {}
+    except PermissionError as error:
+        raise ArchiveError(
+            f"The archive cannot be listed: {error.filename or location}. Make it readable and run again."
+        ) from error
     if not entries:
         raise ArchiveError(
             f"No archive found: {location}. Give a folder or an s3:// prefix that holds raw text files."
         )
-    files = {path: _describe(filesystem, path, info) for path, info in entries.items()}
+    arrival_of = _folder_arrivals(location) if _is_local(filesystem) else lambda path: None
+    files = {path: _describe(filesystem, path, info, arrival_of(path)) for path, info in entries.items()}
     known = [file for file in files.values() if file is not None]
     unknown = sorted(path for path, file in files.items() if file is None)
     return sorted(known, key=lambda file: (file.observed_at, file.key)), unknown
@@ -91,22 +100,44 @@ def read_payload(filesystem: fsspec.AbstractFileSystem, file: ArchiveFile, max_b
     return b"".join(chunks)
 
 
+def archive_key(filesystem: fsspec.AbstractFileSystem, location: str) -> str:
+    """What an archive is remembered by: its place, and on a disk also its inode, because another volume may
+    come to stand in the same place."""
+    return f"{location}#{os.stat(location).st_ino}" if _is_local(filesystem) else location
+
+
 def _describe(
-    filesystem: fsspec.AbstractFileSystem, path: str, info: dict[str, object]
+    filesystem: fsspec.AbstractFileSystem, path: str, info: dict[str, object], folder_at: datetime | None
 ) -> ArchiveFile | None:
     found = observed_at_of(path.rsplit("/", 1)[-1])
     if found is None:
         return None
     observed_at, codec = found
-    return ArchiveFile(_url(filesystem, path), path, _arrival(info), observed_at, codec)
+    modified_at = _modified(info)
+    arrived_at = max(modified_at, folder_at or modified_at)
+    return ArchiveFile(_url(filesystem, path), path, modified_at, arrived_at, observed_at, codec)
 
 
 def _url(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     return Path(path).as_uri() if _is_local(filesystem) else f"s3://{path}"
 
 
-def _arrival(info: dict[str, object]) -> datetime:
-    """When the file came to its place. On a disk the change of its inode counts as well, because a copy may
+def _folder_arrivals(location: str) -> Callable[[str], datetime | None]:
+    """Tells when the last of the folders between an archive's root and a file changed its place: moving a
+    folder leaves the times of the files in it as they are."""
+
+    @cache
+    def arrival(folder: str) -> datetime | None:
+        if len(folder) <= len(location):
+            return None
+        own = datetime.fromtimestamp(os.stat(folder).st_ctime, UTC)
+        return max(own, arrival(os.path.dirname(folder)) or own)
+
+    return lambda path: arrival(os.path.dirname(path))
+
+
+def _modified(info: dict[str, object]) -> datetime:
+    """When the file came to be as it is. On a disk the change of its inode counts as well, because a copy may
     keep the old modification time."""
     if "LastModified" in info:
         return info["LastModified"]  # type: ignore[return-value]

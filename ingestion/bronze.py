@@ -15,13 +15,12 @@ from typing import Any
 import dlt
 import pendulum
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
 from dlt.common.storages.load_package import commit_load_package_state, load_package_state
 from dlt.extract import DltResource, DltSource
 
 from ingestion.lake import Lake
-from ingestion.schemas import BRONZE
 from ingestion.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -66,12 +65,18 @@ def source_state(pipeline: dlt.Pipeline) -> dict[str, Any]:
     return sources.get(pipeline.pipeline_name, {})
 
 
-def read_bronze_day(lake: Lake, source: str, table: str, day: date, columns: list[str]) -> pa.Table:
-    """Some columns of one day of a bronze table; an empty table where the day has none."""
+def read_bronze_day(
+    lake: Lake, source: str, table: str, day: date, columns: list[str]
+) -> list[dict[str, Any]]:
+    """The rows of one day of a bronze table, some columns only; empty where the day has none."""
     filesystem = lake.filesystem()
-    files = filesystem.glob(lake.bronze_day(source, table, day).removeprefix("s3://"))
-    schema = BRONZE[source][table]
-    return ds.dataset(files, schema=schema, format="parquet", filesystem=filesystem).to_table(columns=columns)
+    rows: list[dict[str, Any]] = []
+    for path in filesystem.glob(lake.bronze_day(source, table, day).removeprefix("s3://")):
+        with filesystem.open(path, "rb") as file:
+            # without threads: they would still hold the Python file when the process ends, and abort it
+            found = pq.ParquetFile(file, pre_buffer=False).read(columns=columns, use_threads=False)
+            rows += found.to_pylist()
+    return rows
 
 
 def _source(name: str, day: date, tables: dict[str, Iterable[pa.Table]], state: dict[str, Any]) -> DltSource:

@@ -25,16 +25,27 @@ _POLISH = re.compile("[ąćęłńóśźżĄĆĘŁŃÓŚŹŻ–—„”’]")
 
 
 def detect_encoding(payload: bytes) -> str:
-    """Python's name for the payload's encoding: by byte-order mark, else UTF-8 where valid, else whichever
-    of the two legacy Polish encodings (cp1250, iso-8859-2) gives more Polish letters."""
+    """Python's name for the payload's encoding: by byte-order mark, else UTF-8 where valid or nearly so (one
+    torn name must not cost all others), else whichever of the two legacy Polish encodings (cp1250,
+    iso-8859-2) gives more Polish letters."""
     for bom, name in _BOMS:
         if payload.startswith(bom):
             return name
+    if is_utf8(payload):
+        return "utf-8"
+    text = payload.decode("utf-8", "replace")
+    if text.count("\ufffd") < len(_POLISH.findall(text)):
+        return "utf-8"
+    return max(("cp1250", "iso-8859-2"), key=lambda name: _polish_letters(payload, name))
+
+
+def is_utf8(payload: bytes) -> bool:
+    """Whether the payload is valid UTF-8, which SQL decodes itself."""
     try:
         payload.decode("utf-8")
-        return "utf-8"
     except UnicodeDecodeError:
-        return max(("cp1250", "iso-8859-2"), key=lambda name: _polish_letters(payload, name))
+        return False
+    return True
 
 
 def _polish_letters(payload: bytes, encoding: str) -> int:

@@ -15,7 +15,7 @@ import requests
 import urllib3
 
 USER_AGENT = "bike-data-flow/0.1 (open history of city bike feeds)"
-RETRIABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+RETRIABLE_CLIENT_ERRORS = frozenset({408, 429})
 LONGEST_WAIT_SECONDS = 60.0
 _CHUNK_BYTES = 64 * 1024
 
@@ -107,6 +107,7 @@ def _fetch_once(
         seconds = time.monotonic() - started
         return Attempt(url, number, attempted_at, seconds, **what)  # type: ignore[arg-type]
 
+    found: dict[str, object] = {}
     try:
         with session.get(
             url, headers=validators.as_headers(), timeout=timeout_seconds, stream=True
@@ -118,14 +119,22 @@ def _fetch_once(
                 return outcome(
                     **found,
                     error=f"The server refused: HTTP {response.status_code} from {url}",
-                    is_retriable=response.status_code in RETRIABLE_STATUSES,
+                    is_retriable=response.status_code >= 500
+                    or response.status_code in RETRIABLE_CLIENT_ERRORS,
                 )
             payload = b"".join(_read(response, deadline, max_bytes))
     except PayloadRefused as refusal:
-        return outcome(status=200, error=f"{refusal} from {url}", is_retriable=refusal.is_retriable)
+        return outcome(
+            **found,
+            response_bytes=refusal.received,
+            error=f"{refusal} from {url}",
+            is_retriable=refusal.is_retriable,
+        )
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        return outcome(error=f"The feed is out of reach: {_reason(error)} at {url}", is_retriable=True)
-    error = _not_a_snapshot(payload, response.headers.get("Content-Type", ""))
+        return outcome(
+            **found, error=f"The feed is out of reach: {_reason(error)} at {url}", is_retriable=True
+        )
+    error = _not_a_snapshot(payload)
     if error:
         return outcome(**found, response_bytes=len(payload), error=f"{error} from {url}")
     return outcome(**found, payload=payload, response_bytes=len(payload))
@@ -134,8 +143,9 @@ def _fetch_once(
 class PayloadRefused(Exception):
     """A body that cannot be taken: too large, too slow or cut short."""
 
-    def __init__(self, reason: str, is_retriable: bool) -> None:
+    def __init__(self, reason: str, received: int, is_retriable: bool) -> None:
         super().__init__(reason)
+        self.received = received
         self.is_retriable = is_retriable
 
 
@@ -145,13 +155,13 @@ def _read(response: requests.Response, deadline: float, max_bytes: int) -> Itera
     while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True):
         received += len(chunk)
         if received > max_bytes:
-            raise PayloadRefused(f"The body is too large: over {max_bytes} bytes", False)
+            raise PayloadRefused(f"The body is too large: over {max_bytes} bytes", received, False)
         if time.monotonic() > deadline:
-            raise PayloadRefused(f"The body is too slow: {received} bytes by the time limit", True)
+            raise PayloadRefused(f"The body is too slow: {received} bytes by the time limit", received, True)
         yield chunk
     expected = response.headers.get("Content-Length", "")
     if expected.isdigit() and response.raw.tell() < int(expected):
-        raise PayloadRefused(f"The body is cut short: {received} of {expected} bytes", True)
+        raise PayloadRefused(f"The body is cut short: {received} of {expected} bytes", received, True)
 
 
 def _describe(response: requests.Response) -> dict[str, object]:
@@ -176,12 +186,13 @@ def parse_retry_after(value: str | None) -> float | None:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment.tzinfo else None
 
 
-def _not_a_snapshot(payload: bytes, content_type: str) -> str | None:
-    """Why a 200 answer is no data: servers in trouble answer with nothing, or with a page for people."""
+def _not_a_snapshot(payload: bytes) -> str | None:
+    """Why a 200 answer is no data: servers in trouble answer with nothing, or with a page for people. The
+    body decides, not the Content-Type, which scripts often leave at text/html."""
     start = payload.lstrip(b"\xef\xbb\xbf \t\r\n")[:256].lower()
     if not start:
         return "The body is empty: 0 bytes of data"
-    if "html" in content_type.lower() or start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if start.startswith(b"<"):
         return f"The body is a page, not a snapshot: {start[:40].decode('utf-8', 'replace')!r}"
     return None
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from dotenv import dotenv_values
 
+POSTGRES_URL_PARAMETERS = {"host", "sslmode", "sslrootcert"}
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -94,8 +95,9 @@ def canonical_postgres_url(settings: Settings) -> str:
     """The warehouse's URL, every part present and percent-encoded: `exports/profiles.yml` takes it apart."""
     given = settings.postgres_parameters()
     user, password, host = (quote(given[part], safe="") for part in ("user", "password", "host"))
-    sslmode = f"?sslmode={given['sslmode']}" if "sslmode" in given else ""
-    return f"postgresql://{user}:{password}@{host}:{given['port']}/{given['dbname']}{sslmode}"
+    tls = "&".join(f"{name}={given[name]}" for name in ("sslmode", "sslrootcert") if name in given)
+    url = f"postgresql://{user}:{password}@{host}:{given['port']}/{given['dbname']}"
+    return f"{url}?{tls}" if tls else url
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -171,7 +173,7 @@ class _Reader:
             return parse(value)
         except ValueError as error:
             self.problems.append(f"{name} is malformed: {_without_password(value)!r}. {error}")
-            return value
+            return parse(default) if default else default
 
     def raise_problems(self) -> None:
         if self.problems:
@@ -191,7 +193,14 @@ def _without_password(value: str) -> str:
 
 
 def _absolute_path(value: str) -> Path:
-    return (PROJECT_ROOT / Path(value).expanduser()).resolve()
+    return (PROJECT_ROOT / Path(_plain(value)).expanduser()).resolve()
+
+
+def _plain(value: str) -> str:
+    """The value, unless SQL or a glob would take a character of it for something else."""
+    if any(character in value for character in "'*?[]"):
+        raise ValueError("Give a place without ' * ? [ ] in its name.")
+    return value
 
 
 def _existing_file(value: str) -> str:
@@ -201,7 +210,7 @@ def _existing_file(value: str) -> str:
 
 
 def _lake_url(value: str) -> str:
-    url = urlsplit(value)
+    url = urlsplit(_plain(value))
     if url.scheme == "s3" and url.netloc:
         return value.rstrip("/")
     if url.scheme == "file" and url.path.startswith("/") and not url.netloc:
@@ -215,7 +224,13 @@ def _postgres_url(value: str) -> str:
     url = urlsplit(value)
     if url.scheme not in ("postgres", "postgresql"):
         raise ValueError("Give postgresql://user:password@host:port/database.")
-    _ = url.port  # raises ValueError when it is no number
+    try:
+        _ = url.port
+    except ValueError:
+        raise ValueError("The port is no number; percent-encode / # ? @ in the password.") from None
+    unknown = set(parse_qs(url.query)) - POSTGRES_URL_PARAMETERS
+    if unknown:
+        raise ValueError(f"Unknown parameters: {', '.join(sorted(unknown))}.")
     return value
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import dlt
@@ -21,7 +21,7 @@ import fsspec
 import pyarrow as pa
 
 from ingestion import archive, bronze
-from ingestion.encoding import decode, detect_encoding, mend_names
+from ingestion.encoding import decode, detect_encoding, is_utf8, mend_names
 from ingestion.fetch import Attempt, Validators, fetch
 from ingestion.lake import Lake
 from ingestion.schemas import FETCH_ATTEMPTS, STATION_SNAPSHOTS
@@ -59,17 +59,18 @@ class ImportOutcome:
 def take_snapshot(settings: Settings) -> LiveOutcome:
     """Poll the feed once, and the defects once a day, and load what came with every attempt.
 
-    A payload equal to the last one taken is recorded as unchanged and not stored again.
+    A payload equal to the last one taken is recorded as unchanged and not stored again. The snapshot is in
+    the lake before the defects are asked for.
     """
     pipeline = bronze.open_pipeline(SOURCE, settings)
-    state = bronze.source_state(pipeline)
-    live = _poll("station_snapshots", settings.wrm_feed_url, state.get("live", {}), settings)
-    polls = [live]
-    if state.get("failures", {}).get("taken_on") != live.day.isoformat():
-        polls.append(_poll("failures", settings.wrm_failures_url, state.get("failures", {}), settings))
-    _load_polls(pipeline, live.day, polls)
-    if polls[-1].error and polls[-1] is not live:
-        logger.warning("%s. The defects are asked for again at the next run.", polls[-1].error)
+    live = _poll_and_load(
+        pipeline, settings, "station_snapshots", settings.wrm_feed_url, settings.fetch_attempts
+    )
+    asked_on = bronze.source_state(pipeline).get("failures", {}).get("taken_on")
+    if asked_on != datetime.now(UTC).date().isoformat():
+        failures = _poll_and_load(pipeline, settings, "failures", settings.wrm_failures_url, 1)
+        if failures.error:
+            logger.warning("%s. The defects are asked for again at the next run.", failures.error)
     return LiveOutcome(live.row is not None, live.is_unchanged, live.payload_bytes, live.error)
 
 
@@ -105,13 +106,30 @@ class _Poll:
         return cursor | ({"sha256": last.sha256} if last.sha256 else {})
 
 
-def _poll(resource: str, url: str, cursor: dict[str, Any], settings: Settings) -> _Poll:
+def _poll_and_load(
+    pipeline: dlt.Pipeline, settings: Settings, resource: str, url: str, max_attempts: int
+) -> _Poll:
+    """Ask for one resource and load the attempts, the payload if it is new, and the next poll's cursor."""
+    cursor = bronze.source_state(pipeline).get(resource, {})
+    poll = _poll(resource, url, cursor, settings, max_attempts)
+    attempts = [_attempt_row(poll, attempt) for attempt in poll.attempts]
+    tables: dict[str, Iterable[pa.Table]] = {
+        "fetch_attempts": [pa.Table.from_pylist(attempts, schema=FETCH_ATTEMPTS)]
+    }
+    if poll.row is not None:
+        tables[resource] = [pa.Table.from_pylist([poll.row], schema=STATION_SNAPSHOTS)]
+    state = {resource: cursor | poll.cursor()} if poll.error is None else {}
+    bronze.load_day(pipeline, poll.day, tables, state)
+    return poll
+
+
+def _poll(resource: str, url: str, cursor: dict[str, Any], settings: Settings, max_attempts: int) -> _Poll:
     attempts = fetch(
         url,
         validators=Validators(cursor.get("etag"), cursor.get("last_modified")),
         timeout_seconds=settings.fetch_timeout_seconds,
         max_bytes=settings.fetch_max_bytes,
-        max_attempts=settings.fetch_attempts,
+        max_attempts=max_attempts,
     )
     last = attempts[-1]
     is_unchanged = last.is_not_modified or (last.sha256 is not None and last.sha256 == cursor.get("sha256"))
@@ -120,24 +138,6 @@ def _poll(resource: str, url: str, cursor: dict[str, Any], settings: Settings) -
         fetched_at = last.attempted_at + timedelta(seconds=last.latency_seconds)
         row = payload_row(last.payload, url, None, last.attempted_at, fetched_at)
     return _Poll(resource, attempts, is_unchanged, row)
-
-
-def _load_polls(pipeline: dlt.Pipeline, day: date, polls: list[_Poll]) -> None:
-    attempts = [_attempt_row(poll, attempt) for poll in polls for attempt in poll.attempts]
-    tables: dict[str, Iterable[pa.Table]] = {
-        "fetch_attempts": [pa.Table.from_pylist(attempts, schema=FETCH_ATTEMPTS)]
-    }
-    for poll in polls:
-        if poll.row is not None:
-            tables[poll.resource] = [pa.Table.from_pylist([poll.row], schema=STATION_SNAPSHOTS)]
-    names = {"station_snapshots": "live", "failures": "failures"}
-    known = bronze.source_state(pipeline)
-    cursors = {
-        names[poll.resource]: known.get(names[poll.resource], {}) | poll.cursor()
-        for poll in polls
-        if poll.error is None
-    }
-    bronze.load_day(pipeline, day, tables, cursors)
 
 
 def _attempt_row(poll: _Poll, attempt: Attempt) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def payload_row(
     text = decode(payload, encoding)
     return {
         "payload": payload,
-        "payload_text": None if encoding in ("utf-8", "utf-8-sig") else text,
+        "payload_text": None if is_utf8(payload) else text,
         "payload_sha256": sha256(payload).hexdigest(),
         "payload_bytes": len(payload),
         "encoding": encoding,
@@ -188,29 +188,34 @@ def import_archive(
 ) -> ImportOutcome:
     """Import the files of an archive that are new since the last import of it, one load per observed day.
 
-    The cursor is arrival (modification time), never the observed time, so old days dropped in late are
-    taken. A file counts as known when its observed time and digest are in bronze already, whatever its
-    name. `progress(done, total)` is called after each file.
+    The cursor is arrival, never the observed time, so old days dropped in late are taken. A file counts as
+    known when its observed time and digest are in bronze already, whatever its name. Files that are refused
+    are tried again by the next import. `progress(done, total)` is called after each file.
 
     Raises `ArchiveError` where there is no archive.
     """
     lake = Lake.of(settings)
     filesystem = lake.filesystem(location)
+    listed_at = datetime.now(UTC)
     files, unknown = archive.list_archive(filesystem, location)
+    for path in unknown:
+        logger.warning("Passed over: %s. Its name is none of the known three.", path)
     pipeline = bronze.open_pipeline(SOURCE, settings)
-    archives: dict[str, str] = bronze.source_state(pipeline).get("archives", {})
-    outcome = ImportOutcome(listed=len(files) + len(unknown))
-    outcome.refused += [f"Name tells no time: {path}. Rename it to a known form." for path in unknown]
-    recent = _arrived_since(files, archives.get(location))
-    outcome.known = len(files) - len(recent)
-    done = 0
-    for day, group in groupby(recent, key=lambda file: file.observed_at.date()):
-        day_files = list(group)
-        _import_day(pipeline, lake, filesystem, day, day_files, settings, outcome)
-        done += len(day_files)
-        progress(done, len(recent))
-    _advance_archive_cursor(pipeline, archives, location, files)
-    return outcome
+    cursors: dict[str, str] = bronze.source_state(pipeline).get("archives", {})
+    key = archive.archive_key(filesystem, location)
+    recent = _arrived_since(files, cursors.get(key))
+    job = _Import(settings, lake, filesystem, pipeline, len(recent), progress)
+    job.outcome.listed = len(files)
+    job.outcome.known = len(files) - len(recent)
+    for day, day_files in groupby(recent, key=lambda file: file.observed_at.date()):
+        job.import_day(day, list(day_files))
+    if files:
+        # only now: an import that is cut short starts over, and finds what it has
+        arrivals = [max(file.arrived_at for file in files), listed_at]
+        cursor = min(arrivals + [file.arrived_at for file in job.refused]).isoformat()
+        if cursors.get(key) != cursor:
+            bronze.load_day(pipeline, listed_at.date(), {}, {"archives": cursors | {key: cursor}})
+    return job.outcome
 
 
 def _arrived_since(files: list[archive.ArchiveFile], cursor: str | None) -> list[archive.ArchiveFile]:
@@ -220,64 +225,61 @@ def _arrived_since(files: list[archive.ArchiveFile], cursor: str | None) -> list
     return [file for file in files if file.arrived_at >= since]
 
 
-def _advance_archive_cursor(
-    pipeline: dlt.Pipeline,
-    archives: dict[str, str],
-    location: str,
-    files: list[archive.ArchiveFile],
-) -> None:
-    """Only after every day is loaded: an import that is cut short starts over, and finds what it has."""
-    if not files:
-        return
-    cursor = max(file.arrived_at for file in files).isoformat()
-    if archives.get(location) != cursor:
-        state = {"archives": archives | {location: cursor}}
-        bronze.load_day(pipeline, datetime.now(UTC).date(), {}, state)
+@dataclass
+class _Import:
+    """One import under way: where from, where to, and what came of it so far."""
 
+    settings: Settings
+    lake: Lake
+    filesystem: fsspec.AbstractFileSystem
+    pipeline: dlt.Pipeline
+    total: int
+    progress: Callable[[int, int], None]
+    done: int = 0
+    outcome: ImportOutcome = field(default_factory=ImportOutcome)
+    refused: list[archive.ArchiveFile] = field(default_factory=list)
 
-def _import_day(
-    pipeline: dlt.Pipeline,
-    lake: Lake,
-    filesystem: fsspec.AbstractFileSystem,
-    day: date,
-    files: list[archive.ArchiveFile],
-    settings: Settings,
-    outcome: ImportOutcome,
-) -> None:
-    columns = ["source_key", "source_modified_at", "observed_at", "payload_sha256"]
-    held = bronze.read_bronze_day(lake, SOURCE, "station_snapshots", day, columns).to_pylist()
-    held_files = {(row["source_key"], row["source_modified_at"]) for row in held}
-    held_snapshots = {(row["observed_at"], row["payload_sha256"]) for row in held}
-    unread = [file for file in files if (file.key, file.arrived_at) not in held_files]
-    outcome.known += len(files) - len(unread)
-    refusals: list[dict[str, Any]] = []
+    def import_day(self, day: date, files: list[archive.ArchiveFile]) -> None:
+        """Load what bronze does not hold of one observed day."""
+        refusals: list[dict[str, Any]] = []
+        chunks = _chunked(self._new_rows(day, files, refusals))
+        first = next(chunks, None)
+        if first is not None:
+            bronze.load_day(self.pipeline, day, {"station_snapshots": chain([first], chunks)})
+        if refusals:
+            table = pa.Table.from_pylist(refusals, schema=FETCH_ATTEMPTS)
+            bronze.load_day(self.pipeline, day, {"fetch_attempts": [table]})
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for file in unread:
+    def _new_rows(
+        self, day: date, files: list[archive.ArchiveFile], refusals: list[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        columns = ["source_key", "source_modified_at", "observed_at", "payload_sha256"]
+        held = bronze.read_bronze_day(self.lake, SOURCE, "station_snapshots", day, columns)
+        held_files = {(row["source_key"], row["source_modified_at"]) for row in held}
+        held_snapshots = {(row["observed_at"], row["payload_sha256"]) for row in held}
+        for file in files:
+            self.done += 1
+            self.progress(self.done, self.total)
+            if (file.key, file.modified_at) in held_files:
+                self.outcome.known += 1
+                continue
             imported_at = datetime.now(UTC)
             try:
-                payload = archive.read_payload(filesystem, file, settings.fetch_max_bytes)
+                payload = archive.read_payload(self.filesystem, file, self.settings.fetch_max_bytes)
             except archive.ArchiveError as error:
-                outcome.refused.append(str(error))
+                self.refused.append(file)
+                self.outcome.refused.append(str(error))
                 refusals.append(_refusal_row(file, imported_at, str(error)))
                 continue
-            row = payload_row(payload, file.key, file.arrived_at, file.observed_at, imported_at)
+            row = payload_row(payload, file.key, file.modified_at, file.observed_at, imported_at)
             snapshot = (row["observed_at"], row["payload_sha256"])
             if snapshot in held_snapshots:
-                outcome.known += 1
+                self.outcome.known += 1
                 continue
             held_snapshots.add(snapshot)
-            outcome.taken += 1
-            outcome.payload_bytes += row["payload_bytes"]
+            self.outcome.taken += 1
+            self.outcome.payload_bytes += row["payload_bytes"]
             yield row
-
-    chunks = _chunked(rows())
-    first = next(chunks, None)
-    if first is not None:
-        bronze.load_day(pipeline, day, {"station_snapshots": _chain(first, chunks)})
-    if refusals:
-        table = pa.Table.from_pylist(refusals, schema=FETCH_ATTEMPTS)
-        bronze.load_day(pipeline, day, {"fetch_attempts": [table]})
 
 
 def _chunked(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
@@ -289,11 +291,6 @@ def _chunked(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
             chunk = []
     if chunk:
         yield pa.Table.from_pylist(chunk, schema=STATION_SNAPSHOTS)
-
-
-def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    yield first
-    yield from rest
 
 
 def _refusal_row(file: archive.ArchiveFile, attempted_at: datetime, error: str) -> dict[str, Any]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from ingestion.settings import load_settings
+from ingestion.settings import Settings
+from scripts.command import run_command
 from scripts.start_postgres import psql_command, running_postgres
 
 
 def main() -> None:
-    settings = load_settings()
+    run_command(_open)
+
+
+def _open(settings: Settings) -> None:
     command, environment = psql_command(settings, sys.argv[1:])
     with running_postgres(settings):
         done = subprocess.run(command, env=environment)

@@ -11,13 +11,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from ingestion.settings import PROJECT_ROOT, Settings, canonical_postgres_url, load_settings
+from ingestion.settings import PROJECT_ROOT, Settings, canonical_postgres_url
+from scripts.command import CommandError, run_command
 from scripts.start_postgres import running_postgres
 
 PROJECTS = ("transform", "exports")
 
 
-class DbtError(RuntimeError):
+class DbtError(CommandError):
     """dbt ended with errors; the message names each failed node and why."""
 
 
@@ -77,13 +78,13 @@ def main() -> None:
     parser.add_argument("project", choices=PROJECTS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as for dbt itself")
     given = parser.parse_args()
-    settings = load_settings()
-    needs_postgres = given.project == "exports" or any("landing" in a for a in given.arguments)
-    with running_postgres(settings) if needs_postgres else contextlib.nullcontext():
-        try:
+
+    def job(settings: Settings) -> None:
+        needs_postgres = given.project == "exports" or any("landing" in a for a in given.arguments)
+        with running_postgres(settings) if needs_postgres else contextlib.nullcontext():
             run_dbt(settings, given.project, *given.arguments)
-        except DbtError as error:
-            raise SystemExit(str(error)) from error
+
+    run_command(job)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,16 @@ import os
 import shutil
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import psycopg2
 from rich.console import Console
 from rich.table import Table
 
-from ingestion.settings import PROJECT_ROOT, Settings, load_settings
-from scripts.run_pipeline import (
-    Stages,
-    build_and_export,
-    import_archive,
-    report_errors,
-    take_snapshot,
-)
+from ingestion.settings import PROJECT_ROOT, Settings
+from scripts.command import run_command, the_only_job
+from scripts.run_pipeline import Stages, build_and_export, import_archive, take_snapshot
 from scripts.simulate_feed import City, FeedServer, running_feed, write_archive
-from scripts.start_postgres import running_postgres
+from scripts.start_postgres import running_postgres, stop_postgres
 
 DAYS = 2
 CADENCE = timedelta(minutes=10)
@@ -39,24 +33,24 @@ SPEED = 1200.0  # of the city's daily rhythm: bikes move between two live snapsh
 logger = logging.getLogger("bike-data-flow")
 
 
-def use_demo_settings() -> Path:
+def use_demo_settings() -> None:
     """Point every setting at the demo's own places, whatever .env and the environment say."""
     folder = PROJECT_ROOT / "data" / "demo"
     embedded = ("LAKE_URL", "POSTGRES_URL", "POSTGRES_SCHEMA", "DLT_DATA_DIR")
-    os.environ.update(dict.fromkeys(embedded, ""), DATA_DIR=str(folder))
-    return folder
+    os.environ.update(dict.fromkeys(embedded, ""), DATA_DIR=str(folder), NO_PROXY="127.0.0.1,localhost")
 
 
-def start_over(folder: Path) -> None:
+def start_over(settings: Settings) -> None:
     """Remove all that earlier demos left."""
-    if (folder / "postgres").exists():
-        with running_postgres(load_settings()):
-            pass  # so that a server left by a killed run is stopped
-    shutil.rmtree(folder, ignore_errors=True)
+    stop_postgres(settings)  # one that a killed run left
+    for path in settings.data_dir.iterdir():
+        if path.is_dir():  # the lock of this very job is a file
+            shutil.rmtree(path)
 
 
-def demo(settings: Settings, feed: FeedServer) -> None:
-    """Import the simulated archive, take live snapshots, build, export and report."""
+def demo(settings: Settings, feed: FeedServer) -> str | None:
+    """Import the simulated archive, take live snapshots, build, export and report; gives the last error."""
+    error = None
     stages = Stages()
     console = Console(highlight=False)
     console.print("[bold]Simulated data:[/bold] stations, bikes and readings are made up.\n")
@@ -72,9 +66,10 @@ def demo(settings: Settings, feed: FeedServer) -> None:
         with stages.timed(f"{LIVE_SNAPSHOTS} live snapshots to bronze"):
             for number in range(LIVE_SNAPSHOTS):
                 time.sleep(SECONDS_BETWEEN if number else 0)
-                take_snapshot(settings)
+                error = take_snapshot(settings) or error
         build_and_export(settings, stages)
         report(settings, stages, console)
+    return error
 
 
 def report(settings: Settings, stages: Stages, console: Console) -> None:
@@ -157,15 +152,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="remove what earlier demos left, then run")
     given = parser.parse_args()
-    folder = use_demo_settings()
-    if given.fresh:
-        start_over(folder)
+    use_demo_settings()
     with running_feed(city=City(), speed=SPEED) as feed:
-        os.environ |= {
-            "WRM_FEED_URL": f"{feed.url}/wrm",
-            "WRM_FAILURES_URL": f"{feed.url}/failures",
-        }
-        report_errors(lambda settings: demo(settings, feed))
+        os.environ |= {"WRM_FEED_URL": f"{feed.url}/wrm", "WRM_FAILURES_URL": f"{feed.url}/failures"}
+
+        def job(settings: Settings) -> str | None:
+            with the_only_job(settings, "demo"):
+                if given.fresh:
+                    start_over(settings)
+                return demo(settings, feed)
+
+        run_command(job)
 
 
 if __name__ == "__main__":

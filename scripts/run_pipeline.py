@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +17,11 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from ingestion.archive import ArchiveError, absolute_location
-from ingestion.settings import Settings, SettingsError, load_settings
-from scripts.run_dbt import DbtError, run_dbt
-from scripts.start_postgres import PostgresError, running_postgres
+from ingestion.archive import absolute_location
+from ingestion.settings import Settings
+from scripts.command import run_command, the_only_job
+from scripts.run_dbt import run_dbt
+from scripts.start_postgres import running_postgres
 
 logger = logging.getLogger("bike-data-flow")
 
@@ -90,7 +90,7 @@ def export_readings(settings: Settings) -> None:
 
 
 def transform(settings: Settings) -> None:
-    """Rebuild the stale days of every model of the lake, and test them."""
+    """Rebuild the stale days of every model of the lake, and test what was built."""
     # unit tests are about code, not data: CI runs them, `dbt build` does too
     _dbt(settings, "transform", "build", "--exclude-resource-type", "unit_test")
 
@@ -162,37 +162,6 @@ def export(settings: Settings) -> None:
         export_marts(settings)
 
 
-def configure_logging(settings: Settings) -> None:
-    """Times and messages on standard error."""
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
-    for noisy in (
-        "dlt",
-        "sqlglot",
-        "botocore",
-        "urllib3",
-        "asyncio",
-        "aiobotocore",
-        "s3fs",
-        "fsspec",
-    ):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def report_errors(job: Callable[[Settings], str | None]) -> None:
-    """Run a job as a command: what users can mend is a clear error and exit status 1."""
-    try:
-        settings = load_settings()
-        configure_logging(settings)
-        error = job(settings)
-    except (SettingsError, ArchiveError, DbtError, PostgresError) as failure:
-        error = str(failure)
-    if error:
-        print(f"\nFailed. {error}", file=sys.stderr)
-        raise SystemExit(1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     jobs = parser.add_subparsers(dest="job", required=True)
@@ -204,15 +173,19 @@ def main() -> None:
     given = parser.parse_args()
     # `just` runs recipes in the project's root: a relative archive is meant from where it was called
     called_from = os.environ.get("CALLED_FROM") or os.getcwd()
-    report_errors(
-        {
-            "run": run,
-            "backfill": lambda s: backfill(s, absolute_location(given.archive, called_from)),
-            "ingest": lambda s: ingest(s, given.source),
-            "transform": transform,
-            "export": export,
-        }[given.job]  # type: ignore[arg-type]
-    )
+    jobs_by_name: dict[str, Callable[[Settings], str | None]] = {
+        "run": run,
+        "backfill": lambda s: backfill(s, absolute_location(given.archive, called_from)),
+        "ingest": lambda s: ingest(s, given.source),
+        "transform": transform,
+        "export": export,
+    }
+
+    def job(settings: Settings) -> str | None:
+        with the_only_job(settings, given.job):
+            return jobs_by_name[given.job](settings)
+
+    run_command(job)
 
 
 if __name__ == "__main__":

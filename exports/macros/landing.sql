@@ -20,10 +20,11 @@
 
 
 {#
-  Post-hooks of every export, in the transaction of its upsert. `model` is the landing model that was taken.
-  First what a day that landed whole no longer holds is removed, then its objects are marked as exported.
+  Pre-hook of every export, in the transaction of its upsert: of days that landed whole, what the day no longer holds
+  is removed, and so is a row that is newer than the one that landed, because its object was withdrawn.
 #}
-{% macro remove_missing(landing_model, key) %}
+{% macro remove_outdated(landing_model, key, newest=none) %}
+{%- if load_cached_relation(this) -%}
 delete from {{ this }} as held
 using (
     select distinct dt from {{ source('landing', 'pending_objects') }}
@@ -33,10 +34,15 @@ where held.date = whole_days.dt
     and not exists (
         select 1 from {{ source('landing', landing_model) }} as landed
         where {% for column in key %}landed.{{ column }} = held.{{ column }}{{ ' and ' if not loop.last }}{% endfor %}
+        {%- if newest %} and landed.{{ newest }} >= held.{{ newest }}{% endif %}
     )
+{%- else -%}
+select 1
+{%- endif -%}
 {% endmacro %}
 
 
+{# Post-hook of every export, in the same transaction: what landed is exported now. #}
 {% macro mark_exported(landing_model) %}
 with taken as (
     delete from {{ source('landing', 'pending_objects') }} where model = '{{ landing_model }}' returning *

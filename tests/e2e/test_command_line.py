@@ -9,6 +9,7 @@ import pytest
 from conftest import FEW_BIKES, FEW_STATIONS, bronze_rows, moment, raw_name, small_snapshot
 
 from ingestion.settings import PROJECT_ROOT
+from scripts.command import the_only_job
 from scripts.start_postgres import running_postgres
 
 SNAPSHOT_LINES = FEW_STATIONS + FEW_BIKES
@@ -63,6 +64,7 @@ def test_run_builds_and_exports_what_had_arrived_while_the_feed_is_out_of_reach(
     folder = archive(**{raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00"))})
     empty = workplace.just("run", check=False)
     assert empty.returncode == 1 and "The feed is out of reach" in empty.stderr
+    workplace.just("export")  # in a process of its own, of models that have no days yet
     from ingestion import wrm
 
     wrm.import_archive(workplace.settings, str(folder))
@@ -171,6 +173,51 @@ def test_a_changed_rule_moves_rows_to_quarantine_and_back(workplace, archive, tm
     workplace.just("export", project=project)
     assert readings(workplace) == rows
     assert workplace.lake_rows("select count(*) from int_wrm__lines_quarantined") == [(0,)]
+
+
+def test_a_day_that_fails_a_test_is_built_and_tested_until_it_passes(workplace, archive, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(PROJECT_ROOT, project, ignore=shutil.ignore_patterns(".venv", "data", ".git", "tests"))
+    failing = project / "transform/data_tests/there_are_no_readings.sql"
+    failing.write_text("select dt from {{ ref('int_wrm__station_readings_deduplicated') }}")
+    text = small_snapshot(moment("2025-05-12 12:00:00"))
+    folder = archive(**{raw_name("2025-05-12 12:00:00"): text})
+    first = workplace.just("backfill", str(folder), project=project, check=False)
+    again = workplace.just("transform", project=project, check=False)
+    for failed in (first, again):
+        assert failed.returncode == 1 and "there_are_no_readings" in failed.stderr
+    failing.unlink()
+    mended = workplace.just("transform", project=project)
+    assert (
+        "int_wrm__station_readings_deduplicated built days: 1" in mended.stderr
+        or "models built" in mended.stderr
+    )
+    assert workplace.lake_rows("select readings_count from fct_daily_station_readings") == [(FEW_STATIONS,)]
+
+
+def test_a_second_job_says_who_is_at_work(workplace):
+    with the_only_job(workplace.settings, "backfill"):
+        second = workplace.just("run", check=False)
+    assert second.returncode == 1
+    assert f"Another job is at work: backfill, process {os.getpid()}, since" in second.stderr
+
+
+def test_storage_and_servers_out_of_reach_are_told_without_a_traceback(workplace):
+    workplace.configure(POSTGRES_URL="postgresql://postgres:planted@127.0.0.1:9/postgres")
+    no_postgres = workplace.just("export", check=False)
+    workplace.configure(
+        LAKE_URL="s3://bike-data-flow/lake",
+        AWS_ENDPOINT_URL_S3="http://127.0.0.1:9",
+        AWS_ACCESS_KEY_ID="planted-id",
+        AWS_SECRET_ACCESS_KEY="planted-key",
+    )
+    no_lake = [workplace.just(job, check=False) for job in ("ingest", "transform")]
+    for failed in (no_postgres, *no_lake):
+        assert failed.returncode == 1
+        assert "Traceback" not in failed.stderr, failed.stderr
+        assert "Failed. " in failed.stderr
+        assert "planted" not in failed.stderr + failed.stdout
+    assert "Check LAKE_URL" in no_lake[0].stderr and "Check LAKE_URL" in no_lake[1].stderr
 
 
 def test_a_lake_moves_from_files_to_s3(live_workplace, archive, s3_server):

@@ -92,6 +92,12 @@ def test_a_lake_whose_bronze_is_gone_is_an_error_and_loses_nothing(three_days):
     assert partitions(three_days) == before
 
 
+def test_a_folder_of_bronze_that_is_no_day_is_passed_over(three_days):
+    day = three_days.lake_folder / "bronze/wrm/station_snapshots/dt=2025-05-11"
+    shutil.copytree(day, day.with_name("dt=2025-05-11.bak"))
+    assert build(three_days) == dict.fromkeys(MODELS, 0)
+
+
 def test_full_refresh_rebuilds_every_day_to_the_same_rows(three_days):
     query = "from int_wrm__station_readings_deduplicated order by all"
     before = three_days.lake_rows(query)
@@ -126,6 +132,7 @@ def test_a_day_without_good_lines_is_an_empty_object_with_the_same_columns(workp
 def test_an_empty_lake_builds_to_empty_views(workplace):
     assert build(workplace) == dict.fromkeys(MODELS, 0)
     assert partitions(workplace) == {}
+    assert workplace.lake_rows("from fct_daily_processing") == []
 
 
 def test_a_lost_state_object_is_read_again_from_the_partitions(three_days):

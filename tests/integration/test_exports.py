@@ -4,9 +4,11 @@ import shutil
 import uuid
 from contextlib import closing
 
+import duckdb
 import psycopg2
 import pytest
 from conftest import FEW_STATIONS, moment, raw_name, small_snapshot
+from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
 from ingestion import wrm
 from scripts.run_dbt import DbtError, run_dbt
@@ -224,3 +226,58 @@ def test_a_summary_that_counts_readings_that_are_gone_fails_its_test(workplace, 
         connection.cursor().execute("delete from bike_stations where station_id = 15001")
     with pytest.raises(DbtError, match="no_summary_counts_more_readings_than_stand"):
         run_dbt(workplace.settings, "exports", "--quiet", "test")
+
+
+def test_a_feed_that_stands_still_over_midnight_is_exported_once(workplace, archive):
+    text = small_snapshot(moment("2025-05-11 23:59:00"))
+    folder = archive(**{raw_name("2025-05-11 23:59:00"): text, raw_name("2025-05-12 00:00:00"): text})
+    load(workplace, folder)
+    assert workplace.warehouse_rows("select count(*), max(date)::text from bike_stations") == [
+        (FEW_STATIONS, "2025-05-12")
+    ]
+
+
+def test_a_correction_that_is_withdrawn_leaves_postgres_too(workplace, archive):
+    text = small_snapshot(moment("2025-05-12 12:00:00"))
+    folder = archive(**{raw_name("2025-05-12 12:00:00"): text})
+    load(workplace, folder)
+    before = set(workplace.lake_folder.glob("bronze/wrm/station_snapshots/*/*"))
+    archive(**{"content_2025-05-12_12-00-00.txt": text.replace("Różana", "Wrong")})
+    load(workplace, folder)
+    assert workplace.warehouse_rows("select count(*) from bike_stations where name like '%Wrong%'") != [(0,)]
+    [wrong] = set(workplace.lake_folder.glob("bronze/wrm/station_snapshots/*/*")) - before
+    wrong.unlink()
+    export_readings(workplace.settings)
+    transform(workplace.settings)
+    assert workplace.warehouse_rows("select count(*) from bike_stations where name like '%Wrong%'") == [(0,)]
+    assert_both_sides_hold_the_same_readings(workplace)
+
+
+def test_days_that_wait_to_be_rebuilt_stay_in_postgres(workplace, archive):
+    texts = {
+        raw_name(f"2025-05-{day} 12:00:00"): small_snapshot(moment(f"2025-05-{day} 12:00:00"))
+        for day in (11, 12)
+    }
+    load(workplace, archive(**texts))
+    state = workplace.lake_folder / "gold/fct_daily_station_readings/_state.parquet"
+    with closing(duckdb.connect()) as connection:  # as a kill in the middle of a build leaves it
+        connection.execute(
+            f"copy (select * replace (case when dt <> '2025-05-12' then fingerprint end as fingerprint) "
+            f"from '{state}') to '{state}' (format parquet)"
+        )
+    DuckDBConnectionManager.close_all_connections()
+    export_marts(workplace.settings)
+    days = "select date::text from stations_data_summary order by 1"
+    assert workplace.warehouse_rows(days) == [("2025-05-11",), ("2025-05-12",)]
+    transform(workplace.settings)
+    export_marts(workplace.settings)
+    assert workplace.warehouse_rows(days) == [("2025-05-11",), ("2025-05-12",)]
+
+
+def test_full_refresh_of_the_landing_lands_every_day(workplace, archive):
+    load(
+        workplace, archive(**{raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00"))})
+    )
+    arguments = ("--quiet", "build", "--full-refresh", "--select", "landing_wrm__station_readings")
+    nodes = run_dbt(workplace.settings, "transform", *arguments)
+    assert nodes["landing_wrm__station_readings"] == "landed days: 1"

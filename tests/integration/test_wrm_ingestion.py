@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
-from datetime import UTC, date, datetime
+import time
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from conftest import bronze_rows, moment, raw_name, small_snapshot
@@ -95,6 +97,16 @@ def test_broken_names_are_mended_beside_the_untouched_payload(live_workplace, fe
         assert all(name in text for name in names)
 
 
+def test_one_torn_name_leaves_all_others_whole(workplace, archive):
+    good = small_snapshot(moment("2025-05-13 00:00:00")).encode("utf-8-sig")
+    torn = good.replace("Źródlana".encode(), "Źródlana".encode()[1:])
+    assert torn != good
+    import_archive(workplace, archive(**{raw_name("2025-05-13 00:00:00"): torn}))
+    [(payload, text)] = bronze_rows(workplace.settings, "station_snapshots", "payload, payload_text")
+    assert payload == torn
+    assert "\ufffdródlana" in text and "Ćwiklińska" in text
+
+
 def test_dlt_state_comes_back_where_the_working_directory_was_lost(live_workplace, feed):
     wrm.take_snapshot(live_workplace.settings)
     shutil.rmtree(live_workplace.settings.data_dir / "dlt")
@@ -138,6 +150,39 @@ def test_archive_takes_an_old_day_that_is_dropped_in_late(workplace, archive):
     ]
 
 
+def test_archive_takes_a_folder_that_was_moved_in_with_old_files(workplace, archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(wrm, "LATE_ARRIVAL", timedelta(0))
+    staged = archive(
+        "staging", **{raw_name("2025-05-01 00:00:00"): small_snapshot(moment("2025-05-01 00:00:00"))}
+    )
+    time.sleep(0.05)
+    folder = archive(**{raw_name("2025-05-13 00:00:00"): small_snapshot(moment("2025-05-13 00:00:00"))})
+    import_archive(workplace, folder)
+    staged.rename(folder / "dt=2025-05-01")
+    assert import_archive(workplace, folder) == (1, 1, 0)
+
+
+def test_archive_is_not_misled_by_a_file_from_the_future(workplace, archive, monkeypatch):
+    monkeypatch.setattr(wrm, "LATE_ARRIVAL", timedelta(0))
+    folder = archive(**{raw_name("2025-05-13 00:00:00"): small_snapshot(moment("2025-05-13 00:00:00"))})
+    os.utime(folder / raw_name("2025-05-13 00:00:00"), (4e9, 4e9))
+    import_archive(workplace, folder)
+    archive(**{raw_name("2025-05-14 00:00:00"): small_snapshot(moment("2025-05-14 00:00:00"))})
+    assert import_archive(workplace, folder)[0] == 1
+
+
+def test_archive_tries_refused_files_again(workplace, archive, monkeypatch):
+    monkeypatch.setattr(wrm, "LATE_ARRIVAL", timedelta(0))
+    folder = archive(**{raw_name("2025-05-13 00:00:00"): small_snapshot(moment("2025-05-13 00:00:00"))})
+    workplace.configure(FETCH_MAX_BYTES="10")
+    assert import_archive(workplace, folder) == (0, 0, 1)
+    time.sleep(0.05)
+    archive(**{raw_name("2025-05-14 00:00:00"): "#id"})
+    assert import_archive(workplace, folder) == (1, 0, 1)
+    workplace.configure(FETCH_MAX_BYTES="")
+    assert import_archive(workplace, folder) == (1, 1, 0)
+
+
 def test_archive_knows_a_snapshot_under_another_name_and_takes_a_changed_one(workplace, archive):
     text = small_snapshot(moment("2025-05-13 00:00:00"))
     import_archive(workplace, archive(**{raw_name("2025-05-13 00:00:00"): text}))
@@ -156,7 +201,7 @@ def test_archive_refuses_broken_files_one_by_one_and_takes_the_rest(workplace, a
             "notes.md": "x",
         }
     )
-    assert import_archive(workplace, folder) == (1, 0, 2)
+    assert import_archive(workplace, folder) == (1, 0, 1)
     [(url, error)] = bronze_rows(workplace.settings, "fetch_attempts", "url, error")
     assert url == (folder / "content_2025-05-13_00-10-00.txt.gz").as_uri()
     assert error.startswith("File cannot be read")

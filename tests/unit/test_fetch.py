@@ -23,7 +23,7 @@ def test_fetch_takes_a_payload_and_names_the_project(feed):
     assert feed.requests[0][1]["User-Agent"] == USER_AGENT
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "429", "truncated"])
+@pytest.mark.parametrize("kind", ["500", "503", "507", "429", "truncated"])
 def test_fetch_tries_again_what_may_pass_and_records_every_try(feed, kind):
     feed.misbehave(kind)
     first, second = fetch(f"{feed.url}/wrm", **FAST)
@@ -61,11 +61,18 @@ def test_fetch_does_not_try_again_what_will_not_pass(feed, kind, reason):
     assert attempt.error is not None and attempt.error.startswith(reason)
 
 
+def test_fetch_judges_the_body_and_not_the_type_that_the_server_gives_it(feed):
+    feed.misbehave("csv_as_html")
+    [attempt] = fetch(f"{feed.url}/wrm", **FAST)
+    assert attempt.error is None and attempt.payload is not None
+
+
 def test_fetch_bounds_the_size_of_a_body(feed):
     feed.misbehave("large")
     [attempt] = fetch(f"{feed.url}/wrm", max_bytes=1_000_000, timeout_seconds=20)
     assert attempt.payload is None
     assert attempt.error == f"The body is too large: over 1000000 bytes from {feed.url}/wrm"
+    assert attempt.status == 200 and (attempt.response_bytes or 0) > 1_000_000
 
 
 def test_fetch_bounds_the_wait_for_an_answer(feed):

@@ -41,6 +41,23 @@ def test_settings_report_every_malformed_value_together_and_hide_passwords():
     assert "hunter2" not in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("POSTGRES_URL", "postgresql://bob:hunter2/x@host/db", "percent-encode / # ? @ in the password"),
+        ("POSTGRES_URL", "postgresql://bob:x@host/db?options=-c", "Unknown parameters: options"),
+        ("LAKE_URL", "file:///o'brien/lake", "without ' * ? [ ] in its name"),
+        ("DATA_DIR", "data [1]", "without ' * ? [ ] in its name"),
+        ("AWS_CA_BUNDLE", "/nowhere.pem", "Give a file that exists"),
+    ],
+)
+def test_settings_refuse_what_would_fail_later_and_never_show_a_password(name, value, advice):
+    with pytest.raises(SettingsError) as caught:
+        load_settings({name: value})
+    assert f"{name} is malformed" in str(caught.value) and advice in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_settings_ask_for_the_missing_half_of_the_keys_of_an_s3_lake():
     with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY is missing"):
         load_settings({"LAKE_URL": "s3://bucket/lake", "AWS_ACCESS_KEY_ID": "id"})

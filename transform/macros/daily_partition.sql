@@ -13,8 +13,9 @@
   for a source, the fingerprint in the upstream's state for a model. Bodies of macros are not in it: a model
   that uses one states a `code_version`.
 
-  A stale day leaves the state before it is rebuilt and returns after it is published, so whatever a crash
-  leaves behind is rebuilt by the next run. A day without inputs loses its partition.
+  A stale day loses its fingerprint in the state before it is rebuilt and gains the new one after it is published,
+  so whatever a crash leaves behind is rebuilt by the next run; until then, what reads the model leaves that day as it
+  is. A day that fails a test loses its fingerprint as well. A day without inputs loses its partition.
 
   --full-refresh rebuilds every day; --vars '{from_day: 2025-05-01, to_day: 2025-05-31}' restricts the days.
 #}
@@ -122,10 +123,11 @@
     {%- endfor %}
   {%- endset -%}
   {%- set query -%}
-    with inputs as ({{ input_days }}),
+    with inputs as (select * from ({{ input_days }}) where dt is not null),
     days as (
       select
         dt,
+        bool_or(token is null) as is_unready,
         md5('{{ code_fingerprint(node) }}' || string_agg(input || ':' || token, ';' order by input)) as fingerprint,
         string_agg(input, ',' order by input) as present,
       from inputs
@@ -138,7 +140,8 @@
       days.dt is null as is_vanished,
     from days full join temp.day_state as day_state on days.dt = day_state.dt
     where (days.dt is null or day_state.dt is null or {{ rebuild_all }}
-           or days.fingerprint <> day_state.fingerprint)
+           or day_state.fingerprint is null or days.fingerprint <> day_state.fingerprint)
+      and not coalesce(days.is_unready, false)
     order by 1
   {%- endset -%}
   {%- set rows = run_query('select * from (' ~ query ~ ') where true' ~ ranges) -%}
@@ -156,18 +159,19 @@
   {%- endif -%}
   {%- if plan.stale -%}
     {%- set dts = plan.stale | map(attribute='dt') | join("', '") -%}
-    {%- do run_query("delete from temp.day_state where dt in ('" ~ dts ~ "')") -%}
+    {%- do run_query("update temp.day_state set fingerprint = null where dt in ('" ~ dts ~ "')") -%}
   {%- endif -%}
   {{ return(plan) }}
 {% endmacro %}
 
 
-{# (input, dt, token) per day of one input; the token changes whenever the day's content may have. #}
+{# (input, dt, token) per day of one input; the token changes whenever the day's content may have, and is null while
+   the day waits to be rebuilt. #}
 {% macro day_tokens(input) %}
   {%- if input.kind == 'source' %}
       select
         '{{ input.name }}' as input,
-        try_cast(regexp_extract(file, 'dt=([0-9-]+)/', 1) as date) as dt,
+        {{ day_of('file') }} as dt,
         md5(string_agg(parse_filename(file), ',' order by parse_filename(file))) as token,
       from glob(getvariable('lake') || '{{ input.folder }}/dt=*/*.parquet')
       group by all
@@ -218,6 +222,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 {% macro build_day(node, sql, folder, day) %}
   {%- set path = partition_path(folder, day.dt) -%}
   {%- set copied = copy_to(dated(sql, day.dt), path, {'fingerprint': day.fingerprint}) -%}
+  {%- do run_query("delete from temp.day_state where dt = '" ~ day.dt ~ "'") -%}
   {%- do run_query("insert into temp.day_state values ('" ~ day.dt ~ "', '" ~ day.fingerprint ~ "', "
                    ~ copied ~ ", now()::timestamp)") -%}
   {%- do run_query("insert into built_days values ('" ~ invocation_id ~ "', '" ~ node.name ~ "', '" ~ path ~ "')") -%}
@@ -264,8 +269,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
     {%- do run_query("insert into temp.day_state from read_parquet('" ~ folder ~ "/_state.parquet')") -%}
   {%- elif run_query("from glob('" ~ folder ~ "/dt=*/data.parquet') limit 1").rows | length -%}
     {%- do run_query(
-          "insert into temp.day_state select regexp_extract(file_name, 'dt=([0-9-]+)/', 1)::date, "
-          ~ "decode(value), null, null from parquet_kv_metadata('" ~ folder ~ "/dt=*/data.parquet') "
+          "insert into temp.day_state select " ~ day_of('file_name') ~ ", decode(value), null, null from parquet_kv_metadata('" ~ folder ~ "/dt=*/data.parquet') "
           ~ "where decode(key) = 'fingerprint'") -%}
     {%- do write_state(folder) -%}
   {%- endif -%}
@@ -279,21 +283,48 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 
 {# The view that people and other models read: the objects in the variable of its name, or all days. #}
 {% macro show_partitions(relation, node, inputs, sql, folder) %}
-  {%- set newest = run_query('select max(dt)::varchar from temp.day_state').columns[0].values()[0] -%}
+  {%- set newest = run_query('select coalesce(max(dt) filter (fingerprint is not null), max(dt))::varchar '
+                             ~ 'from temp.day_state').columns[0].values()[0] -%}
   {%- if newest -%}
     {%- set every_day = folder ~ '/dt=*/data.parquet' -%}
     {%- set one_day = partition_path(folder, newest) -%}
   {%- else -%}
     {%- do use_inputs(inputs, none) -%}
-    {%- set every_day = lake_value('scratch') ~ '/' ~ node.name ~ '__none.parquet' -%}
+    {# an empty object and an empty state, from which later processes make the view #}
+    {%- set every_day = folder ~ '/_empty.parquet' -%}
     {%- set one_day = every_day -%}
-    {%- do run_query('copy (\n' ~ dated(sql, none) ~ "\nlimit 0) to '" ~ every_day ~ "' (format parquet)") -%}
+    {%- do copy_to(dated(sql, none) ~ '\nlimit 0', every_day, {}) -%}
+    {%- do write_state(folder) -%}
   {%- endif -%}
   {# bound to one object: a glob would be listed, and every day has the same columns #}
   {%- do run_query('set variable ' ~ node.name ~ " = ['" ~ one_day ~ "']") -%}
   {%- do run_query('create or replace view ' ~ relation ~ ' as select * from read_parquet('
                    ~ "coalesce(getvariable('" ~ node.name ~ "'), ['" ~ every_day ~ "']), hive_partitioning = true)") -%}
   {%- do run_query('reset variable ' ~ node.name) -%}
+{% endmacro %}
+
+
+{# The day that an object's path tells, null where its folder is no day's. #}
+{% macro day_of(path) %}
+  {{ return("try_cast(regexp_extract(" ~ path ~ ", '/dt=([0-9]{4}-[0-9]{2}-[0-9]{2})/[^/]*$', 1) as date)") }}
+{% endmacro %}
+
+
+{# Run last: days that were built just now and failed a test of theirs lose their fingerprint, so that they are built
+   and tested again until they pass, and nothing is made from them meanwhile. #}
+{% macro forget_failed_days(results) %}
+  {%- for result in results if result.status == 'fail' and result.node.resource_type == 'test' -%}
+    {%- for id in result.node.depends_on.nodes
+          if id.startswith('model.') and graph.nodes[id].config.materialized == 'daily_partition' -%}
+      {%- set node = graph.nodes[id] -%}
+      {%- set folder = lake_value('lake') ~ '/' ~ node.config.layer ~ '/' ~ node.name -%}
+      {%- set built = "select " ~ day_of('object') ~ " from built_days where invocation = '" ~ invocation_id
+                      ~ "' and model = '" ~ node.name ~ "'" -%}
+      {%- do read_state(folder) -%}
+      {%- do run_query('update temp.day_state set fingerprint = null where dt in (' ~ built ~ ')') -%}
+      {%- do write_state(folder) -%}
+    {%- endfor -%}
+  {%- endfor -%}
 {% endmacro %}
 
 

@@ -8,7 +8,7 @@
 
   An object is a bronze object (its fingerprint is the code that reads it) or a daily partition (its fingerprint
   is the one in its state). Where an object that was exported has another fingerprint now, or is gone, its whole
-  day lands, so that exports can also remove what the day no longer holds.
+  day lands, so that exports can also remove what the day no longer holds. --full-refresh lands every day.
 
   Pending objects are written last: whatever a crash leaves behind lands again, and upserting twice is harmless.
 #}
@@ -71,7 +71,7 @@ create unlogged table if not exists {{ schema }}.pending_objects (
 {% macro plan_landing(node, input, schema) %}
   {%- do run_query(
         "create or replace temp table landing_plan as
-        with present as (" ~ landing_objects(node, input) ~ "),
+        with present as (select * from (" ~ landing_objects(node, input) ~ ") where dt is not null),
         exported as (
             select object, fingerprint, dt
             from warehouse." ~ schema ~ ".exported_objects
@@ -84,12 +84,15 @@ create unlogged table if not exists {{ schema }}.pending_objects (
                 coalesce(present.dt, exported.dt) as dt,
                 present.object is null as is_gone,
                 exported.object is null as is_new,
-                present.fingerprint is distinct from exported.fingerprint as is_changed
+                present.object is not null and present.fingerprint is null as is_unready,
+                present.fingerprint is distinct from exported.fingerprint
+                    or " ~ should_full_refresh() | string | lower ~ " as is_changed
             from present full join exported on present.object = exported.object
         ),
         days as (
             select dt, bool_or(is_changed and not is_new) as is_whole_day, bool_or(is_changed) as has_change
             from compared group by dt
+            having not bool_or(is_unready)
         )
         select object, fingerprint, dt, days.is_whole_day, is_gone
         from compared join days using (dt)
@@ -107,7 +110,7 @@ create unlogged table if not exists {{ schema }}.pending_objects (
 {% macro landing_objects(node, input) %}
   {%- if input.kind == 'source' -%}
     select replace(file, getvariable('lake'), '') as object, '{{ code_fingerprint(node) }}' as fingerprint,
-      try_cast(regexp_extract(file, 'dt=([0-9-]+)/', 1) as date) as dt
+      {{ day_of('file') }} as dt
     from glob(getvariable('lake') || '{{ input.folder }}/dt=*/*.parquet')
   {%- elif state_exists(lake_value('lake') ~ input.folder) -%}
     select '{{ input.folder }}/dt=' || dt || '/data.parquet' as object,

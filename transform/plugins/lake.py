@@ -101,7 +101,11 @@ class Plugin(BasePlugin):
             cursor = self.conn.cursor()
             attached = cursor.execute("select 1 from duckdb_databases() where database_name = 'warehouse'")
             if not attached.fetchall():
-                cursor.execute("attach '' as warehouse (type postgres, secret warehouse)")
+                given = self.settings.postgres_parameters()
+                tls = [f"{name}={given[name]}" for name in ("sslmode", "sslrootcert") if name in given]
+                cursor.execute(
+                    f"attach {_quoted(' '.join(tls))} as warehouse (type postgres, secret warehouse)"
+                )
                 cursor.execute("call postgres_execute('warehouse', ?)", [ddl])
                 cursor.execute("call pg_clear_cache()")
 
@@ -163,12 +167,16 @@ def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> Non
     ).fetchall()
     for (state,) in states:
         model = state.split("/")[-2]
-        partitions = f"{lake.root}/{layer}/{model}/dt=*/data.parquet"
-        newest = conn.execute(f"select max(dt) from read_parquet({_quoted(state)})").fetchone()
-        if newest is None or newest[0] is None:
-            continue
+        [(newest,)] = conn.execute(
+            "select coalesce(max(dt) filter (fingerprint is not null), max(dt)) "
+            f"from read_parquet({_quoted(state)})"
+        ).fetchall()
+        folder = f"{lake.root}/{layer}/{model}"
+        if newest is None:  # built from an empty lake
+            partitions = one = f"{folder}/_empty.parquet"
+        else:
+            partitions, one = f"{folder}/dt=*/data.parquet", f"{folder}/dt={newest}/data.parquet"
         # bound to one object, not to all of them: every day of a model has the same columns
-        one = f"{lake.root}/{layer}/{model}/dt={newest[0]}/data.parquet"
         conn.execute(f"set variable {model} = [{_quoted(one)}]")
         conn.execute(
             f"create or replace view {model} as select * from read_parquet("

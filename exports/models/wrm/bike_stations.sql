@@ -3,14 +3,13 @@
         incremental_strategy='upsert_newest',
         unique_key=['station_id', 'timestamp'],
         indexes=[{'columns': ['station_id']}, {'columns': ['timestamp']}, {'columns': ['date'], 'type': 'brin'}],
-        post_hook=[
-            "{{ remove_missing('landing_wrm__station_readings', ['station_id', 'timestamp']) }}",
-            "{{ mark_exported('landing_wrm__station_readings') }}",
-        ],
+        pre_hook="{{ remove_outdated('landing_wrm__station_readings', ['station_id', 'timestamp'], 'processed_at') }}",
+        post_hook="{{ mark_exported('landing_wrm__station_readings') }}",
     )
 }}
 
-select
+-- a feed that stands still over midnight gives the same reading on two days
+select distinct on (station_id, "timestamp")
     id,
     station_id,
     "timestamp",
@@ -22,3 +21,4 @@ select
     timezone_1,
     timezone_2
 from {{ source('landing', 'landing_wrm__station_readings') }}
+order by station_id, "timestamp", processed_at desc, date desc

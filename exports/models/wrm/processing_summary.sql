@@ -2,10 +2,8 @@
     config(
         incremental_strategy='delete+insert',
         unique_key='date',
-        post_hook=[
-            "{{ remove_missing('landing_wrm__daily_processing', ['date']) }}",
-            "{{ mark_exported('landing_wrm__daily_processing') }}",
-        ],
+        pre_hook="{{ remove_outdated('landing_wrm__daily_processing', ['date']) }}",
+        post_hook="{{ mark_exported('landing_wrm__daily_processing') }}",
     )
 }}
 

@@ -2,10 +2,8 @@
     config(
         incremental_strategy='delete+insert',
         unique_key='date',
-        post_hook=[
-            "{{ remove_missing('landing_wrm__daily_station_readings', ['date']) }}",
-            "{{ mark_exported('landing_wrm__daily_station_readings') }}",
-        ],
+        pre_hook="{{ remove_outdated('landing_wrm__daily_station_readings', ['date']) }}",
+        post_hook="{{ mark_exported('landing_wrm__daily_station_readings') }}",
     )
 }}
 

@@ -2,10 +2,8 @@
     config(
         incremental_strategy='delete+insert',
         unique_key='date',
-        post_hook=[
-            "{{ remove_missing('landing_wrm__daily_station_ranking', ['date', 'activity_rank']) }}",
-            "{{ mark_exported('landing_wrm__daily_station_ranking') }}",
-        ],
+        pre_hook="{{ remove_outdated('landing_wrm__daily_station_ranking', ['date', 'activity_rank']) }}",
+        post_hook="{{ mark_exported('landing_wrm__daily_station_ranking') }}",
     )
 }}
 

@@ -1,3 +1,5 @@
+{{ config(code_version=1) }} -- of the macro time_ordered_uuid
+
 -- Straight from bronze, by the same staging SQL as the lake's readings: a reading is in PostgreSQL before its
 -- day is rebuilt.
 with lines as (

@@ -28,7 +28,7 @@ received as (
         count(*) as snapshots_count,
         coalesce(sum(payload_bytes), 0)::bigint as payload_bytes,
         coalesce(
-            sum(len(list_filter(lines, lambda line: trim(line, e' \t\r') <> '')) - (header is not null)::integer), 0
+            sum(len(list_filter(lines, lambda line: trim(line, e' \t') <> '')) - (header is not null)::integer), 0
         )::bigint as lines_count,
         max(fetched_at) as last_fetched_at,
     from snapshots

@@ -11,14 +11,18 @@ decoded as (
         source_key,
         cast(cast(mended_names as json) as map(varchar, varchar)) as mended_names,
         -- a byte-order mark is no part of the first column's name
-        ltrim(coalesce(payload_text, decode(payload)), chr(65279)) as content,
+        ltrim(coalesce(payload_text, decode(payload, 'replace')), chr(65279)) as content,
     from source
 ),
 
 split as (
     select
         * exclude (content),
-        string_split(content, chr(10)) as lines,
+        -- lines end in LF, CRLF or CR
+        string_split(
+            case when contains(content, chr(13)) then regexp_replace(content, '\r\n?', chr(10), 'g') else content end,
+            chr(10)
+        ) as lines,
     from decoded
 ),
 
@@ -34,7 +38,7 @@ final as (
         -- '#id,timestamp|…,name,…'; without the '#' the payload has no header
         case
             when starts_with(lines[1], '#')
-                then list_transform(string_split(rtrim(lines[1][2:], chr(13)), ','), lambda field: trim(field))
+                then list_transform(string_split(lines[1][2:], ','), lambda field: trim(field))
         end as header,
     from split
 )

@@ -1,3 +1,5 @@
+{{ config(code_version=1) }} -- of the macro whole_number
+
 with snapshots as (
     select * from {{ ref('stg_wrm__snapshots') }}
 ),
@@ -5,7 +7,7 @@ with snapshots as (
 positions as (
     select
         * exclude (lines),
-        unnest(lines) as raw_line,
+        unnest(lines) as line,
         generate_subscripts(lines, 1) as line_number,
         list_position(header, 'id') as id_position,
         list_position(header, 'timestamp|gmt_local_diff_sec|gmt_servertime_diff_sec') as timestamp_position,
@@ -24,11 +26,9 @@ positions as (
 ),
 
 lines as (
-    select
-        * exclude (raw_line),
-        rtrim(raw_line, chr(13)) as line,
+    select *
     from positions
-    where trim(raw_line, e' \t\r') <> '' and not (line_number = 1 and header is not null)
+    where trim(line, e' \t') <> '' and not (line_number = 1 and header is not null)
 ),
 
 -- A leading comma makes every field a match of its own, the first and empty ones too.
@@ -82,8 +82,8 @@ named as (
         fields[name_position] as feed_name,
         try_cast(fields[latitude_position] as double) as latitude,
         try_cast(fields[longitude_position] as double) as longitude,
-        try_cast(fields[bikes_position] as bigint) as bikes_count,
-        try_cast(fields[spaces_position] as bigint) as spaces_count,
+        {{ whole_number('fields[bikes_position]') }} as bikes_count,
+        {{ whole_number('fields[spaces_position]') }} as spaces_count,
         fields[installed_position] as installed,
         fields[locked_position] as locked,
         fields[temporary_position] as temporary,
@@ -101,19 +101,19 @@ typed as (
         *,
         -- a double holds microseconds since 1970 exactly; decimals would overflow
         try_cast(round(try_cast(timestamp_parts[1] as double) * 1000000) as bigint) as unix_microseconds,
-        try_cast(timestamp_parts[2] as integer) as local_offset_seconds,
-        try_cast(timestamp_parts[3] as integer) as server_offset_seconds,
-        try_cast(docks as integer) as docks_count,
-        try_cast(pedelecs as integer) as pedelecs_count,
+        {{ whole_number('timestamp_parts[2]') }} as local_offset_seconds,
+        {{ whole_number('timestamp_parts[3]') }} as server_offset_seconds,
+        {{ whole_number('docks') }} as docks_count,
+        {{ whole_number('pedelecs') }} as pedelecs_count,
         try_cast(installed as boolean) as is_installed,
         try_cast(locked as boolean) as is_locked,
         try_cast(temporary as boolean) as is_temporary,
         -- 'false' for stations, percent for free bikes, -1 where unknown
-        case when try_cast(battery as integer) between 0 and 100 then cast(battery as integer) end as battery_pct,
+        case when {{ whole_number('battery') }} between 0 and 100 then {{ whole_number('battery') }} end as battery_pct,
         coalesce(mended_names[feed_name], feed_name) as name,
         mended_names[feed_name] is not null as is_name_mended,
         case
-            when regexp_full_match(id, '[0-9]{1,9}') then 'station'
+            when regexp_full_match(id, '0|[1-9][0-9]{0,8}') then 'station'
             when regexp_full_match(id, 'fb[0-9]{1,18}') then 'free_bike'
         end as kind,
     from named
