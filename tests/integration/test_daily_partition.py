@@ -7,6 +7,7 @@ from pathlib import Path
 import duckdb
 import pytest
 from conftest import moment, raw_name, small_snapshot
+from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
 from ingestion import wrm
 from ingestion.settings import PROJECT_ROOT
@@ -165,6 +166,16 @@ def test_a_write_that_dies_leaves_the_old_day_and_is_made_good_by_the_next_run(
     assert three_days.lake_rows(query) == [(before,)]
     assert build(three_days)["int_wrm__lines_parsed"] == 1
     assert three_days.lake_rows(query) == [(2 * before,)]
+
+
+def test_a_first_build_that_died_after_its_state_was_written_is_made_good(three_days):
+    for state in three_days.lake_folder.glob("[sg]*/*/_state.parquet"):
+        with closing(duckdb.connect()) as connection:
+            connection.execute(f"copy (from '{state}' limit 0) to '{state}' (format parquet)")
+        for day in state.parent.glob("dt=*"):
+            shutil.rmtree(day)
+    DuckDBConnectionManager.close_all_connections()  # as in another process
+    assert build(three_days) == dict.fromkeys(MODELS, 3)
 
 
 def test_a_day_is_built_from_its_own_objects_alone(three_days, archive):

@@ -34,7 +34,7 @@
     {%- do get_assert_columns_equivalent(dated_sql) -%}
   {%- endif -%}
 
-  {%- if plan.stale -%}
+  {%- if plan.stale or plan.vanished -%}
     {%- do write_state(folder) -%}
   {%- endif -%}
   {%- for day in plan.stale -%}
@@ -157,8 +157,8 @@
           ~ plan.vanished | length ~ ' days of it were built: ' ~ folder ~ '. Check LAKE_URL; '
           ~ 'dbt build --full-refresh removes the days.') -%}
   {%- endif -%}
-  {%- if plan.stale -%}
-    {%- set dts = plan.stale | map(attribute='dt') | join("', '") -%}
+  {%- set dts = (plan.stale + plan.vanished) | map(attribute='dt') | join("', '") -%}
+  {%- if dts -%}
     {%- do run_query("update temp.day_state set fingerprint = null where dt in ('" ~ dts ~ "')") -%}
   {%- endif -%}
   {{ return(plan) }}

@@ -137,11 +137,11 @@ create unlogged table if not exists {{ schema }}.pending_objects (
   {%- if found == wanted -%}
     {%- do run_query("call postgres_execute('warehouse', 'truncate " ~ schema ~ '.' ~ name ~ "')") -%}
   {%- else -%}
-    {%- do run_query("call postgres_execute('warehouse', 'drop table if exists " ~ schema ~ '.' ~ name ~ "')") -%}
-    {%- do run_query('call pg_clear_cache()') -%}
+    {# by DuckDB itself, which so knows the table: clearing its cache of the catalog would pull it from under the
+       models that other threads are building #}
+    {%- do run_query('drop table if exists warehouse.' ~ schema ~ '.' ~ name) -%}
     {%- do run_query('create table warehouse.' ~ schema ~ '.' ~ name ~ ' as select * from (\n' ~ sql ~ '\n) limit 0') -%}
     {%- do run_query("call postgres_execute('warehouse', 'alter table " ~ schema ~ '.' ~ name ~ " set unlogged')") -%}
-    {%- do run_query('call pg_clear_cache()') -%}
   {%- endif -%}
   {%- do run_query('reset variable ' ~ input.name) -%}
 {% endmacro %}

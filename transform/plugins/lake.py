@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import logging
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ from ingestion.schemas import BRONZE
 from ingestion.settings import Settings, load_settings
 
 LAYERS = ("silver", "gold")
+
+logger = logging.getLogger("bike-data-flow")
 
 
 class Plugin(BasePlugin):
@@ -108,6 +111,8 @@ class Plugin(BasePlugin):
                 )
                 cursor.execute("call postgres_execute('warehouse', ?)", [ddl])
                 cursor.execute("call pg_clear_cache()")
+                # reads the catalog now: threads that meet it half-read would find no tables in it
+                cursor.execute(f"from warehouse.{self.settings.landing_schema}.pending_objects limit 0")
 
 
 def open_lake(settings: Settings) -> duckdb.DuckDBPyConnection:
@@ -178,10 +183,15 @@ def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> Non
             partitions, one = f"{folder}/dt=*/data.parquet", f"{folder}/dt={newest}/data.parquet"
         # bound to one object, not to all of them: every day of a model has the same columns
         conn.execute(f"set variable {model} = [{_quoted(one)}]")
-        conn.execute(
-            f"create or replace view {model} as select * from read_parquet("
-            f"coalesce(getvariable('{model}'), [{_quoted(partitions)}]), hive_partitioning = true)"
-        )
+        try:
+            conn.execute(
+                f"create or replace view {model} as select * from read_parquet("
+                f"coalesce(getvariable('{model}'), [{_quoted(partitions)}]), hive_partitioning = true)"
+            )
+        except duckdb.IOException as error:
+            if "No files found" not in str(error):
+                raise
+            logger.warning("%s is not whole, as a killed build leaves it; the next build mends it.", model)
         conn.execute(f"reset variable {model}")
 
 
