@@ -39,13 +39,27 @@ def open_pipeline(source: str, settings: Settings) -> dlt.Pipeline:
         ),
         dataset_name=source,
     )
-    if pipeline.first_run:
-        pipeline.sync_destination()
     if pipeline.has_pending_data:
+        # before any sync: of a pipeline that never loaded, a sync throws away what is pending
         logger.warning("Finishing the load that an earlier run left pending: %s.", source)
-        pipeline.normalize()
-        pipeline.load()
+        _finish_pending(pipeline)
+    elif pipeline.first_run:
+        pipeline.sync_destination()
     return pipeline
+
+
+def _finish_pending(pipeline: dlt.Pipeline) -> None:
+    """Load what an interrupted run extracted or normalized, and take over the state that came with it.
+
+    dlt commits a normalized package and then deletes the extracted one; killed in between it has both, and
+    could not commit the first a second time.
+    """
+    normalized = set(pipeline.list_normalized_load_packages())
+    for load_id in set(pipeline.list_extracted_load_packages()) & normalized:
+        pipeline._get_normalize_storage().extracted_packages.delete_package(load_id)
+    pipeline.normalize()
+    pipeline.load()
+    pipeline.sync_destination()  # the state of the package may not have been saved locally
 
 
 def load_day(

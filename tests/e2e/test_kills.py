@@ -1,14 +1,17 @@
-"""A run that is killed at any moment and run again ends with the rows of an undisturbed run.
+"""A job that is killed at any moment and run again ends with the rows of an undisturbed one.
 
-KILL_POINTS (default 3) says at how many moments, spread evenly over the length of a run.
+KILL_POINTS (default 3) says at how many moments, spread evenly over the length of a job.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import time
+from contextlib import closing
 
-from conftest import moment, raw_name, small_snapshot
+import psycopg2
+from conftest import FEW_BIKES, FEW_STATIONS, moment, raw_name, small_snapshot
 
 from ingestion.settings import PROJECT_ROOT
 
@@ -21,9 +24,7 @@ LAKE_QUERIES = [
         "int_wrm__station_readings_deduplicated",
         "int_wrm__free_bike_readings_deduplicated",
     )
-] + [
-    "select * exclude (last_fetched_at) from fct_daily_processing order by dt",
-]
+] + ["select * exclude (last_fetched_at) from fct_daily_processing order by dt"]
 WAREHOUSE_QUERIES = [
     "select id::text, station_id, timestamp, name, bikes, spaces, date from bike_stations order by id",
     "select date, total_records, unique_stations, avg_bikes from stations_data_summary order by 1",
@@ -32,63 +33,84 @@ WAREHOUSE_QUERIES = [
 ]
 
 
-def start(place, archive):
+def start(place, job):
+    """A recipe in a process group of its own."""
     return subprocess.Popen(
-        ["python", "-m", "scripts.run_pipeline", "backfill", str(archive)],
+        ["just", "--justfile", PROJECT_ROOT / "justfile", *job],
         env=place.command_environment(),
         cwd=PROJECT_ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
-def finish(place, archive):
-    process = start(place, archive)
+def finish(place, job):
+    process = start(place, job)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()
-
-
-def rows(place):
-    return [place.lake_rows(query) for query in LAKE_QUERIES] + [
-        place.warehouse_rows(query) for query in WAREHOUSE_QUERIES
-    ]
 
 
 def forget_everything(place):
     for folder in ("lake", "dlt"):
         shutil.rmtree(place.settings.data_dir / folder, ignore_errors=True)
-    from contextlib import closing
-
-    import psycopg2
-
     with closing(psycopg2.connect(**place.settings.postgres_parameters())) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute("drop schema public cascade; create schema public; drop schema landing cascade")
 
 
-def test_a_killed_run_and_one_more_give_the_rows_of_an_undisturbed_run(workplace, archive):
+def kill_and_finish(place, job, rows):
+    """Kill the job at every point, finish it, and compare what `rows` gives with an undisturbed run's."""
+    started = time.monotonic()
+    finish(place, job)
+    length = time.monotonic() - started
+    expected = rows(place)
+    assert all(expected)
+    killed = 0
+    for point in range(1, POINTS + 1):
+        forget_everything(place)
+        seconds = length * point / (POINTS + 1)
+        process = start(place, job)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+        finish(place, job)
+        assert rows(place) == expected, f"killed after {seconds:.2f} s of {length:.2f}"
+    assert killed > 0
+
+
+def test_a_killed_backfill_and_one_more_give_the_rows_of_an_undisturbed_one(workplace, archive):
     texts = {
         raw_name(f"2025-05-{day} {hour:02}:00:00"): small_snapshot(moment(f"2025-05-{day} {hour:02}:00:00"))
         for day in (11, 12, 13)
         for hour in range(0, 24, 6)
     }
     folder = archive(**texts, **{"content_2025-05-12_03-00-00.txt": "#id,name\n1,Rynek\n"})
-    started = time.monotonic()
-    finish(workplace, folder)
-    length = time.monotonic() - started
-    expected = rows(workplace)
-    assert all(expected)
-    killed = 0
-    for point in range(1, POINTS + 1):
-        forget_everything(workplace)
-        process = start(workplace, folder)
-        try:
-            process.wait(length * point / (POINTS + 1))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
-        finish(workplace, folder)
-        assert rows(workplace) == expected, f"killed after {length * point / (POINTS + 1):.2f} s"
-    assert killed > 0
+
+    def rows(place):
+        in_lake = [place.lake_rows(query) for query in LAKE_QUERIES]
+        return in_lake + [place.warehouse_rows(query) for query in WAREHOUSE_QUERIES]
+
+    kill_and_finish(workplace, ("backfill", str(folder)), rows)
+
+
+def test_a_killed_run_and_one_more_hold_the_snapshot_once(live_workplace, feed):
+    feed.last_text = feed.city.snapshot(moment("2026-01-01 12:00:00"))
+    feed.misbehave("unchanged", 10_000)  # the same payload for every run
+
+    def rows(place):
+        return [
+            place.lake_rows("select kind, id, observed_at, name from int_wrm__lines_parsed order by all"),
+            place.lake_rows(
+                "select lines_count, duplicates_count, snapshots_count from fct_daily_processing"
+            ),
+            place.warehouse_rows("select id::text, timestamp, bikes, spaces from bike_stations order by id"),
+            place.warehouse_rows("select snapshots, lines, station_readings from processing_summary"),
+        ]
+
+    kill_and_finish(live_workplace, ("run",), rows)
+    assert rows(live_workplace)[1] == [(FEW_STATIONS + FEW_BIKES, 0, 1)]

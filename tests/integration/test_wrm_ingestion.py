@@ -230,6 +230,32 @@ def test_a_package_that_a_kill_left_pending_lands_under_its_own_day(workplace, a
     assert bronze_rows(workplace.settings, "station_snapshots", "dt") == [(date(2025, 5, 13),)]
 
 
+KILLED_NORMALIZE = """
+import os, signal
+from dlt.common.storages.load_package import PackageStorage
+from ingestion import wrm
+from ingestion.settings import load_settings
+commit = PackageStorage.delete_package
+PackageStorage.delete_package = lambda self, load_id, **options: (
+    commit(self, load_id, **options) if options else os.kill(os.getpid(), signal.SIGKILL)
+)
+wrm.take_snapshot(load_settings())
+"""
+
+
+def test_a_kill_between_dlts_two_commits_is_made_good(live_workplace, feed):
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_NORMALIZE],
+        env=live_workplace.command_environment(),
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    feed.misbehave("unchanged")
+    assert wrm.take_snapshot(live_workplace.settings).is_unchanged
+    assert len(bronze_rows(live_workplace.settings, "station_snapshots")) == 1
+
+
 def test_archive_on_s3_goes_into_a_lake_on_s3(workplace, s3_server, archive):
     workplace.configure(**s3_server.environment | {"LAKE_URL": "s3://bike-data-flow/ingestion"})
     from ingestion.lake import Lake

@@ -65,7 +65,7 @@
 {% endmaterialization %}
 
 
-{# What a model reads, through ephemeral models: [{name, kind: source|model, folder, source, table}], by name. #}
+{# What a model reads, through ephemeral models: [{name, kind: source|model, folder below the lake}], by name. #}
 {% macro daily_inputs(node) %}
   {%- set found = {} -%}
   {%- for id in node.depends_on.nodes -%}
@@ -107,7 +107,8 @@
 {% endmacro %}
 
 
-{# Compares inputs with the state: {stale: [{dt, fingerprint, objects by input}], vanished: [{dt}]}.
+{# Compares inputs with the state: {stale: [{dt, fingerprint, present: names of the inputs
+   that have the day}], vanished: [{dt}]}.
    The state is kept in the connection's temporary table `day_state` from here on. #}
 {% macro plan_days(node, inputs, folder) %}
   {%- do read_state(folder) -%}
