@@ -205,3 +205,17 @@ def test_dbt_test_looks_at_every_day_and_finds_a_broken_one(three_days):
 def test_the_project_passes_its_own_unit_tests(three_days):
     nodes = run_dbt(three_days.settings, "transform", "--quiet", "test", "--select", "test_type:unit")
     assert len(nodes) >= 7
+
+
+def test_shifted_columns_are_read_by_name_and_a_missing_one_quarantines_the_snapshot(live_workplace, feed):
+    for kind in ("shifted_columns", "missing_column"):
+        feed.misbehave(kind)
+        wrm.take_snapshot(live_workplace.settings)
+    build(live_workplace)
+    unquoted = [station for station in feed.city.stations if "," not in station.name]
+    assert live_workplace.lake_rows(
+        "select station_id, name, docks_count from int_wrm__station_readings_deduplicated"
+    ) == [(station.id, station.name, station.docks) for station in unquoted]
+    assert live_workplace.lake_rows(
+        "select distinct rejection_reasons, count(*) from int_wrm__lines_quarantined group by all"
+    ) == [(["missing_required_column"], len(unquoted) + len(feed.city.free_bike_ids))]
