@@ -124,9 +124,10 @@ class Lake:
             options["endpoint"] = endpoint.netloc + endpoint.path.rstrip("/")
             options["use_ssl"] = str(endpoint.scheme == "https").lower()
         options["url_style"] = "path" if self.s3.addressing_style == "path" else "vhost"
-        rendered = ", ".join(f"{name} {_quoted(value)}" for name, value in options.items())
+        rendered = ", ".join(f"{name} {quoted(value)}" for name, value in options.items())
         return f"create or replace secret lake (type s3, {rendered})"
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """The value as a SQL string literal."""
     return "'" + value.replace("'", "''") + "'"

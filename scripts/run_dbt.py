@@ -25,7 +25,7 @@ class DbtError(CommandError):
 def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]:
     """Run dbt in this process, so that the in-memory DuckDB and its views stay for the next call.
 
-    Gives each node's name and message, such as {"int_wrm__lines_parsed": "built 2 days"}.
+    Gives each node's name and message, such as {"int_wrm__lines_parsed": "built days: 2"}.
     Raises `DbtError`.
     """
     from dbt.cli.main import dbtRunner  # slow to import

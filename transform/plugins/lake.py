@@ -22,7 +22,7 @@ from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.adapters.duckdb.utils import TargetConfig
 from dbt_common.exceptions import DbtRuntimeError
 
-from ingestion.lake import Lake
+from ingestion.lake import Lake, quoted
 from ingestion.schemas import BRONZE
 from ingestion.settings import Settings, load_settings
 
@@ -72,9 +72,9 @@ class Plugin(BasePlugin):
         # Variables live as long as a connection; dbt opens one per thread.
         cursor.execute("set timezone = 'UTC'")
         cursor.execute("set enable_progress_bar = false")
-        cursor.execute(f"set variable lake = {_quoted(self.lake.root)}")
-        cursor.execute(f"set variable scratch = {_quoted(self.scratch)}")
-        cursor.execute(f"set variable landing_schema = {_quoted(self.settings.landing_schema)}")
+        cursor.execute(f"set variable lake = {quoted(self.lake.root)}")
+        cursor.execute(f"set variable scratch = {quoted(self.scratch)}")
+        cursor.execute(f"set variable landing_schema = {quoted(self.settings.landing_schema)}")
 
     def store(self, target_config: TargetConfig) -> None:
         """What a materialization asks for by `operation`: to prepare, publish or remove one object, or to
@@ -107,7 +107,7 @@ class Plugin(BasePlugin):
                 given = self.settings.postgres_parameters()
                 tls = [f"{name}={given[name]}" for name in ("sslmode", "sslrootcert") if name in given]
                 cursor.execute(
-                    f"attach {_quoted(' '.join(tls))} as warehouse (type postgres, secret warehouse)"
+                    f"attach {quoted(' '.join(tls))} as warehouse (type postgres, secret warehouse)"
                 )
                 cursor.execute("call postgres_execute('warehouse', ?)", [ddl])
                 cursor.execute("call pg_clear_cache()")
@@ -121,7 +121,7 @@ def open_lake(settings: Settings) -> duckdb.DuckDBPyConnection:
     lake = Lake.of(settings)
     prepare_connection(conn, settings, lake)
     conn.execute("set timezone = 'UTC'")
-    conn.execute(f"set variable lake = {_quoted(lake.root)}")
+    conn.execute(f"set variable lake = {quoted(lake.root)}")
     for layer in LAYERS:
         create_views(conn, lake, layer)
     return conn
@@ -137,14 +137,14 @@ def prepare_connection(conn: duckdb.DuckDBPyConnection, settings: Settings, lake
         if "credential_chain" in secret:
             load_extension(conn, "aws")
         if lake.s3.ca_bundle:
-            conn.execute(f"set global ca_cert_file = {_quoted(lake.s3.ca_bundle)}")
+            conn.execute(f"set global ca_cert_file = {quoted(lake.s3.ca_bundle)}")
         conn.execute(secret)
 
 
 def _postgres_secret(settings: Settings) -> str:
     known = {"host", "port", "user", "password", "dbname"}
     rendered = ", ".join(
-        f"{name.replace('dbname', 'database')} {_quoted(value)}"
+        f"{name.replace('dbname', 'database')} {quoted(value)}"
         for name, value in settings.postgres_parameters().items()
         if name in known and value
     )
@@ -174,7 +174,7 @@ def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> Non
         model = state.split("/")[-2]
         [(newest,)] = conn.execute(
             "select coalesce(max(dt) filter (fingerprint is not null), max(dt)) "
-            f"from read_parquet({_quoted(state)})"
+            f"from read_parquet({quoted(state)})"
         ).fetchall()
         folder = f"{lake.root}/{layer}/{model}"
         if newest is None:  # built from an empty lake
@@ -182,11 +182,11 @@ def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> Non
         else:
             partitions, one = f"{folder}/dt=*/data.parquet", f"{folder}/dt={newest}/data.parquet"
         # bound to one object, not to all of them: every day of a model has the same columns
-        conn.execute(f"set variable {model} = [{_quoted(one)}]")
+        conn.execute(f"set variable {model} = [{quoted(one)}]")
         try:
             conn.execute(
                 f"create or replace view {model} as select * from read_parquet("
-                f"coalesce(getvariable('{model}'), [{_quoted(partitions)}]), hive_partitioning = true)"
+                f"coalesce(getvariable('{model}'), [{quoted(partitions)}]), hive_partitioning = true)"
             )
         except duckdb.IOException as error:
             if "No files found" not in str(error):
@@ -200,7 +200,7 @@ def load_extension(conn: duckdb.DuckDBPyConnection, name: str) -> None:
     wheel = importlib.import_module(f"duckdb_extension_{name}")
     version = f"v{duckdb.__version__}"
     file = Path(wheel.__file__ or "").parent / "extensions" / version / f"{name}.duckdb_extension"
-    conn.execute(f"load {_quoted(str(file))}")
+    conn.execute(f"load {quoted(str(file))}")
 
 
 def _write_empty_bronze(scratch: Path) -> None:
@@ -208,7 +208,3 @@ def _write_empty_bronze(scratch: Path) -> None:
     for source, tables in BRONZE.items():
         for table, schema in tables.items():
             pq.write_table(schema.empty_table(), scratch / f"{source}__{table}.parquet")
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
