@@ -91,8 +91,8 @@ def export_readings(settings: Settings) -> None:
 
 def transform(settings: Settings) -> None:
     """Rebuild the stale days of every model of the lake, and test what was built."""
-    # unit tests are about code, not data: CI runs them, `dbt build` does too
-    _dbt(settings, "transform", "build", "--exclude-resource-type", "unit_test")
+    # unit tests are about code: CI runs them, `dbt build` does too; seeds are there from the start
+    _dbt(settings, "transform", "build", "--exclude-resource-type", "unit_test", "--exclude-resource-type", "seed")
 
 
 def export_marts(settings: Settings) -> None:

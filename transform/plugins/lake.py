@@ -27,6 +27,7 @@ from ingestion.schemas import BRONZE
 from ingestion.settings import Settings, load_settings
 
 LAYERS = ("silver", "gold")
+SEEDS = Path(__file__).resolve().parent.parent / "seeds"
 
 logger = logging.getLogger("bike-data-flow")
 
@@ -60,6 +61,7 @@ class Plugin(BasePlugin):
         # what each run built, so that its tests can look at that alone
         conn.execute("create table built_days (invocation varchar, model varchar, object varchar)")
         self.configure_cursor(conn)
+        create_seeds(conn)
         try:
             for layer in LAYERS:
                 create_views(conn, self.lake, layer)
@@ -122,6 +124,7 @@ def open_lake(settings: Settings) -> duckdb.DuckDBPyConnection:
     prepare_connection(conn, settings, lake)
     conn.execute("set timezone = 'UTC'")
     conn.execute(f"set variable lake = {quoted(lake.root)}")
+    create_seeds(conn)
     for layer in LAYERS:
         create_views(conn, lake, layer)
     return conn
@@ -160,6 +163,12 @@ def unfinished_path(path: str) -> str:
 def _prepare(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Path(unfinished_path(str(path))).unlink(missing_ok=True)
+
+
+def create_seeds(conn: duckdb.DuckDBPyConnection) -> None:
+    """A table for every seed, so that models and tests find them in any process, with or without `dbt seed`."""
+    for file in sorted(SEEDS.glob("*.csv")):
+        conn.execute(f"create or replace table {file.stem} as from read_csv({quoted(str(file))}, header = true)")
 
 
 def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> None:
