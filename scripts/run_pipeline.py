@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,16 @@ from ingestion.settings import Settings
 from scripts.command import run_command, the_only_job
 from scripts.run_dbt import run_dbt
 from scripts.start_postgres import running_postgres
+
+# what PostgreSQL gets before its day is rebuilt: landing model → public table
+READINGS = {
+    "landing_wrm__station_readings": "bike_stations",
+    "landing_wrm__free_bike_readings": "free_bikes",
+}
+
+# messages of dbt's nodes that tell of days or rows: "built days: 2", "landed days: 1", "INSERT 0 705"
+_NEWS = re.compile(r"(built|landed|INSERT)\D*(?:0 )?(\d+)$")
+_UNITS = {"built": "built, {} days", "landed": "landed, {} days", "INSERT": "{} rows"}
 
 logger = logging.getLogger("bike-data-flow")
 
@@ -83,16 +94,24 @@ def import_archive(settings: Settings, location: str) -> list[str]:
 
 
 def export_readings(settings: Settings) -> None:
-    """New station readings into PostgreSQL, straight from bronze, before any day is rebuilt."""
-    _dbt(settings, "transform", "build", "--select", "landing_wrm__station_readings")
+    """New readings of stations and free bikes into PostgreSQL, straight from bronze, before any day is rebuilt."""
+    _dbt(settings, "transform", "build", "--select", *READINGS)
     cautious = ("--indirect-selection", "cautious")  # tests that read summaries too wait for these
-    _dbt(settings, "exports", "build", "--select", "bike_stations", *cautious)
+    _dbt(settings, "exports", "build", "--select", *READINGS.values(), *cautious)
 
 
 def transform(settings: Settings) -> None:
     """Rebuild the stale days of every model of the lake, and test what was built."""
     # unit tests are about code: CI runs them, `dbt build` does too; seeds are there from the start
-    _dbt(settings, "transform", "build", "--exclude-resource-type", "unit_test", "--exclude-resource-type", "seed")
+    _dbt(
+        settings,
+        "transform",
+        "build",
+        "--exclude-resource-type",
+        "unit_test",
+        "--exclude-resource-type",
+        "seed",
+    )
 
 
 def export_marts(settings: Settings) -> None:
@@ -104,21 +123,19 @@ def export_marts(settings: Settings) -> None:
 def _dbt(settings: Settings, project: str, *arguments: str) -> None:
     started = time.monotonic()
     nodes = run_dbt(settings, project, "--quiet", *arguments)
-    done = [
-        f"{name} {message.replace('INSERT 0', 'rows:')}"
-        for name, message in nodes.items()
-        if _is_news(message)
-    ]
-    days = {message for message in nodes.values() if message.startswith("built") and _is_news(message)}
-    if len(done) > 1 and len(days) == 1:
-        done = [f"{len(done)} models {days.pop()}"]
-    logger.info("%s: %s, %.1f s", project, ", ".join(done) or "nothing new", time.monotonic() - started)
+    news = _summary(nodes) or "nothing new"
+    logger.info("%s: %s, %.1f s", project, news, time.monotonic() - started)
 
 
-def _is_news(message: str) -> bool:
-    """Whether a node's message tells of rows or days ("built days: 2", "INSERT 0 705"), not of none."""
-    last = message.split()[-1:]
-    return message.startswith(("built", "landed", "INSERT")) and last != ["0"]
+def _summary(nodes: dict[str, str]) -> str:
+    """What dbt's nodes report, one by one where they are few: "bike_stations 705 rows, free_bikes 345 rows"."""
+    found = {name: _NEWS.match(message) for name, message in nodes.items()}
+    news = {name: (match[1], int(match[2])) for name, match in found.items() if match and match[2] != "0"}
+    if len(news) > 3:
+        verb = next(iter(news.values()))[0]
+        total = sum(count for _, count in news.values())
+        return f"{len(news)} models {_UNITS[verb].format(f'{total:,}')}"
+    return ", ".join(f"{name} {_UNITS[verb].format(f'{count:,}')}" for name, (verb, count) in news.items())
 
 
 def build_and_export(settings: Settings, stages: Stages) -> None:

@@ -17,4 +17,7 @@ def test_every_model_is_described_by_its_grain_in_the_yaml_of_its_folder(path):
     }
     model = described[path.stem]
     assert model["description"].startswith("One row per ")
-    assert model["columns"] and all(column["description"] for column in model["columns"])
+    if path.parent.parent.name == "landing" and "columns as in " in model["description"]:
+        assert "columns" not in model  # a copy of the mart or public table that it names
+    else:
+        assert model["columns"] and all(column["description"] for column in model["columns"])

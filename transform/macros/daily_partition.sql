@@ -11,7 +11,17 @@
   A day is stale when its fingerprint differs from the one in the state. The fingerprint is made of the code
   (of the model and of every ephemeral model it looks through) and of the day's inputs: names of bronze objects
   for a source, the fingerprint in the upstream's state for a model. Bodies of macros are not in it: a model
-  that uses one states a `code_version`.
+  that uses one states a `code_version`. A day of an upstream that holds no row counts as no day.
+
+  What a model may configure:
+
+      reads_days={'<input>': [-1, 0]}   days of an input that make one day, relative to it; default [0]. 'previous' is
+                                        the latest earlier day that the input has. A model by local days east of
+                                        Greenwich reads [-1, 0] and keeps what is in `day_built()`.
+      carries_over=true                 a day is made from the model's own day before, too: `day_before()`. A change
+                                        reaches every later day.
+      closes_days=true                  a day is built once more when a later one appears: `is_newest_day()`.
+      keeps='newest'                    only the newest day is kept, as it holds all that the earlier ones said.
 
   A stale day loses its fingerprint in the state before it is rebuilt and gains the new one after it is published,
   so whatever a crash leaves behind is rebuilt by the next run; until then, what reads the model leaves that day as it
@@ -22,24 +32,36 @@
 
 {% materialization daily_partition, adapter='duckdb' %}
   {%- set target_relation = this.incorporate(type='view') -%}
-  {%- set inputs = daily_inputs(model) -%}
+  {%- set inputs = daily_inputs(model, config.get('reads_days', {})) -%}
   {%- set folder = lake_value('lake') ~ '/' ~ config.require('layer') ~ '/' ~ model.name -%}
 
   {{ run_hooks(pre_hooks) }}
 
   {%- set plan = plan_days(model, inputs, folder) -%}
-  {%- do use_inputs(inputs, (plan.stale or [none])[0]) -%}
-  {%- set dated_sql = dated(sql, none) -%}
-  {%- if config.get('contract').enforced -%}
-    {%- do get_assert_columns_equivalent(dated_sql) -%}
+  {%- if plan.stale or plan.vanished or load_cached_relation(this) is none -%}
+    {%- do build_days(model, sql, inputs, plan, folder, target_relation) -%}
   {%- endif -%}
 
+  {%- call noop_statement('main', 'built days: ' ~ plan.stale | length, 'OK', plan.stale | length) -%}
+  {%- endcall -%}
+
+  {{ run_hooks(post_hooks) }}
+  {{ return({'relations': [target_relation]}) }}
+{% endmaterialization %}
+
+
+{# Checks the contract, builds what is stale, removes what vanished, and makes the view. #}
+{% macro build_days(node, sql, inputs, plan, folder, relation) %}
+  {%- do use_inputs(inputs, (plan.stale or [none])[0], folder) -%}
+  {%- if config.get('contract').enforced -%}
+    {%- do get_assert_columns_equivalent(dated(sql, none)) -%}
+  {%- endif -%}
   {%- if plan.stale or plan.vanished -%}
     {%- do write_state(folder) -%}
   {%- endif -%}
   {%- for day in plan.stale -%}
-    {%- do use_inputs(inputs, day) -%}
-    {%- do build_day(model, sql, folder, day) -%}
+    {%- do use_inputs(inputs, day, folder) -%}
+    {%- do build_day(node, sql, folder, day) -%}
     {%- if loop.index % 30 == 0 -%}
       {%- do write_state(folder) -%}
     {%- endif -%}
@@ -51,37 +73,32 @@
   {%- if plan.stale or plan.vanished -%}
     {%- do write_state(folder) -%}
   {%- endif -%}
-
-  {%- do show_partitions(target_relation, model, inputs, sql, folder) -%}
+  {%- do show_partitions(relation, node, inputs, sql, folder) -%}
   {%- for input in inputs -%}
     {%- do run_query('reset variable ' ~ input.name) -%}
   {%- endfor -%}
-
-  {%- call noop_statement('main', 'built days: ' ~ plan.stale | length, 'OK', plan.stale | length) -%}
-  {%- endcall -%}
-
-  {{ run_hooks(post_hooks) }}
-  {{ return({'relations': [target_relation]}) }}
-{% endmaterialization %}
+{% endmacro %}
 
 
-{# What a model reads, through ephemeral models: [{name, kind: source|model, folder below the lake}], by name. #}
-{% macro daily_inputs(node) %}
+{# What a model reads, through ephemeral models: [{name, kind: source|model, folder below the lake, reads: days}],
+   by name. #}
+{% macro daily_inputs(node, reads_days={}) %}
   {%- set found = {} -%}
   {%- for id in node.depends_on.nodes -%}
     {%- if id.startswith('source.') -%}
       {%- set source = graph.sources[id] -%}
+      {%- set name = source.source_name ~ '__' ~ source.name -%}
       {%- do found.update({id: {
-            'name': source.source_name ~ '__' ~ source.name, 'kind': 'source',
+            'name': name, 'kind': 'source', 'reads': reads_days.get(name, [0]),
             'folder': '/bronze/' ~ source.source_name ~ '/' ~ source.name}}) -%}
     {%- elif id.startswith('model.') and graph.nodes[id].config.materialized == 'ephemeral' -%}
-      {%- for input in daily_inputs(graph.nodes[id]) -%}
+      {%- for input in daily_inputs(graph.nodes[id], reads_days) -%}
         {%- do found.update({input.name: input}) -%}
       {%- endfor -%}
     {%- elif id.startswith('model.') and graph.nodes[id].config.materialized == 'daily_partition' -%}
       {%- set upstream = graph.nodes[id] -%}
       {%- do found.update({id: {
-            'name': upstream.name, 'kind': 'model',
+            'name': upstream.name, 'kind': 'model', 'reads': reads_days.get(upstream.name, [0]),
             'folder': '/' ~ upstream.config.layer ~ '/' ~ upstream.name}}) -%}
     {%- elif id.startswith('model.') -%}
       {%- do exceptions.raise_compiler_error(
@@ -107,19 +124,24 @@
 {% endmacro %}
 
 
-{# Compares inputs with the state: {stale: [{dt, fingerprint, present: names of the inputs
-   that have the day}], vanished: [{dt}]}.
-   The state is kept in the connection's temporary table `day_state` from here on. #}
+{# Compares inputs with the state: {stale: [{dt, fingerprint, present: 'input=day' of what it reads, …}],
+   vanished: [{dt}]}. The state is kept in the connection's temporary table `day_state` from here on. #}
 {% macro plan_days(node, inputs, folder) %}
   {%- do read_state(folder) -%}
+  {%- set carries_over = node.config.get('carries_over', false) -%}
+  {%- set keeps_newest = node.config.get('keeps') == 'newest' -%}
+  {%- set until_now = 'over (order by dt rows unbounded preceding)' if carries_over else '' -%}
   {%- set ranges -%}
-    {%- if var('from_day', none) %} and dt::date >= cast('{{ var("from_day") }}' as date){% endif -%}
-    {%- if var('to_day', none) %} and dt::date <= cast('{{ var("to_day") }}' as date){% endif -%}
+    {%- if var('from_day', none) and not keeps_newest %} and last_read >= cast('{{ var("from_day") }}' as date){% endif -%}
+    {%- if var('to_day', none) and not keeps_newest and not carries_over %} and first_read <= cast('{{ var("to_day") }}' as date){% endif -%}
   {%- endset -%}
+  {#- a day that carries over is made from the one before: earlier stale days come first, and later ones follow -#}
+  {%- set in_range = 'true' ~ ranges -%}
+  {%- set is_asked = '(is_stale or ' ~ in_range ~ ')' if carries_over else in_range -%}
   {%- set rebuild_all = 'true' if should_full_refresh() else 'false' -%}
   {%- set input_days -%}
     {%- for input in inputs %}
-      {{ day_tokens(input) }}
+      {{ days_read(input) }}
       {%- if not loop.last %} union all {% endif -%}
     {%- endfor %}
   {%- endset -%}
@@ -129,31 +151,60 @@
       select
         dt,
         bool_or(token is null) as is_unready,
-        md5('{{ code_fingerprint(node) }}' || string_agg(input || ':' || token, ';' order by input)) as fingerprint,
-        string_agg(input, ',' order by input) as present,
+        string_agg(input || ':' || read_dt || ':' || token, ';' order by input, read_dt) as tokens,
+        string_agg(input || '=' || read_dt, ',' order by input, read_dt) as present,
+        sum(build_seconds) filter (read_dt = dt) as build_seconds,
+        min(read_dt) as first_read,
+        max(read_dt) as last_read,
       from inputs
       group by dt
+    ),
+    ordered as (
+      select
+        dt,
+        present,
+        coalesce(build_seconds, 0) as build_seconds,
+        first_read,
+        last_read,
+        lag(dt) over (order by dt) as before,
+        dt = max(dt) over () as is_newest,
+        {{ 'bool_or(is_unready) ' ~ until_now if carries_over else 'is_unready' }} as is_unready,
+        {{ "string_agg(tokens, ';') " ~ until_now if carries_over else 'tokens' }} as tokens,
+      from days
+    ),
+    wanted as (
+      select
+        *,
+        md5('{{ code_fingerprint(node) }}' || tokens
+          {%- if node.config.get('closes_days', false) %} || is_newest{% endif %}) as fingerprint,
+      from ordered
+      {%- if keeps_newest %} where dt = (select max(dt) from ordered where not is_unready){% endif %}
     )
     select
-      coalesce(days.dt, day_state.dt)::varchar as dt,
-      days.fingerprint,
-      coalesce(days.present, '') as present,
-      days.dt is null as is_vanished,
-    from days full join temp.day_state as day_state on days.dt = day_state.dt
-    where (days.dt is null or day_state.dt is null or {{ rebuild_all }}
-           or day_state.fingerprint is null or days.fingerprint <> day_state.fingerprint)
-      and not coalesce(days.is_unready, false)
-    order by 1
+      coalesce(wanted.dt, day_state.dt)::varchar as dt,
+      wanted.fingerprint,
+      coalesce(wanted.present, '') as present,
+      wanted.build_seconds,
+      wanted.before::varchar as before,
+      wanted.is_newest,
+      coalesce(wanted.first_read, day_state.dt) as first_read,
+      coalesce(wanted.last_read, day_state.dt) as last_read,
+      wanted.dt is null as is_vanished,
+      wanted.dt is null or day_state.dt is null or day_state.fingerprint is null
+        or wanted.fingerprint <> day_state.fingerprint as is_stale,
+    from wanted full join temp.day_state as day_state on wanted.dt = day_state.dt
+    where not coalesce(wanted.is_unready, false)
   {%- endset -%}
-  {%- set rows = run_query('select * from (' ~ query ~ ') where true' ~ ranges) -%}
+  {%- set rows = run_query('select * from (' ~ query ~ ') where (is_stale or ' ~ rebuild_all ~ ') and '
+                           ~ is_asked ~ ' order by dt') -%}
   {%- set plan = {'stale': [], 'vanished': []} -%}
   {%- for row in rows -%}
     {%- set day = {'dt': row['dt'] | string, 'fingerprint': row['fingerprint'],
-                   'present': (row['present'] or '').split(',')} -%}
+                   'present': (row['present'] or '').split(','), 'before': row['before'],
+                   'is_newest': row['is_newest'], 'build_seconds': row['build_seconds']} -%}
     {%- do plan['vanished' if row['is_vanished'] else 'stale'].append(day) -%}
   {%- endfor -%}
-  {%- if plan.vanished and not should_full_refresh()
-        and not run_query('select 1 from (' ~ input_days ~ ') limit 1').rows | length -%}
+  {%- if plan.vanished and not should_full_refresh() and not has_any_day(inputs) -%}
     {%- do exceptions.raise_compiler_error('The lake shows no input at all for ' ~ node.name ~ ', yet '
           ~ plan.vanished | length ~ ' days of it were built: ' ~ folder ~ '. Check LAKE_URL; '
           ~ 'dbt build --full-refresh removes the days.') -%}
@@ -166,36 +217,97 @@
 {% endmacro %}
 
 
-{# (input, dt, token) per day of one input; the token changes whenever the day's content may have, and is null while
-   the day waits to be rebuilt. #}
+{# Whether any input has a day, empty or not. #}
+{% macro has_any_day(inputs) %}
+  {%- set counted -%}
+    {%- for input in inputs %}
+      select dt from ({{ day_tokens(input) }}) where dt is not null
+      {%- if not loop.last %} union all {% endif -%}
+    {%- endfor %}
+  {%- endset -%}
+  {{ return(run_query('select 1 from (' ~ counted ~ ') limit 1').rows | length > 0) }}
+{% endmacro %}
+
+
+{# (input, dt, read_dt, token, build_seconds): which of an input's days make which of the model's. #}
+{% macro days_read(input) %}
+  {%- for read in input.reads %}
+      select input, {{ 'lead(dt) over (order by dt)' if read == 'previous' else 'dt - (' ~ read ~ ')' }} as dt,
+        dt as read_dt, token, build_seconds
+      from ({{ day_tokens(input) }})
+      where row_count > 0 or row_count is null or token is null
+      {%- if not loop.last %} union all {% endif -%}
+  {%- endfor %}
+{% endmacro %}
+
+
+{# (input, dt, token, row_count, build_seconds) per day of one input; the token changes whenever the day's content may
+   have, and is null while the day waits to be rebuilt. #}
 {% macro day_tokens(input) %}
   {%- if input.kind == 'source' %}
       select
         '{{ input.name }}' as input,
         {{ day_of('file') }} as dt,
         md5(string_agg(parse_filename(file), ',' order by parse_filename(file))) as token,
+        null::bigint as row_count,
+        null::double as build_seconds,
       from glob(getvariable('lake') || '{{ input.folder }}/dt=*/*.parquet')
       group by all
   {%- elif state_exists(lake_value('lake') ~ input.folder) %}
-      select '{{ input.name }}' as input, dt, fingerprint as token
+      select '{{ input.name }}' as input, dt, fingerprint as token, row_count, build_seconds
       from read_parquet(getvariable('lake') || '{{ input.folder }}/_state.parquet')
   {%- else %}
-      select '{{ input.name }}' as input, null::date as dt, '' as token where false
+      select '{{ input.name }}' as input, null::date as dt, '' as token, 0 as row_count, null::double as build_seconds
+      where false
   {%- endif %}
 {% endmacro %}
 
 
-{# Points every input at one day's objects; at nothing when `day` is none or an input lacks the day. #}
-{% macro use_inputs(inputs, day) %}
+{# Points every input at the objects that make one day; at nothing when `day` is none or an input lacks them. #}
+{% macro use_inputs(inputs, day, folder=none) %}
   {%- for input in inputs -%}
     {%- set file = 'data' if input.kind == 'model' else '*' -%}
-    {%- if day is none or input.name not in day.present -%}
-      {%- set objects = "'" ~ empty_object(input) ~ "'" -%}
-    {%- else -%}
-      {%- set objects = "getvariable('lake') || '" ~ input.folder ~ '/dt=' ~ day.dt ~ '/' ~ file ~ ".parquet'" -%}
-    {%- endif -%}
-    {%- do run_query('set variable ' ~ input.name ~ ' = [' ~ objects ~ ']') -%}
+    {%- set objects = [] -%}
+    {%- for present in (day.present if day else []) if present.split('=')[0] == input.name -%}
+      {%- do objects.append("getvariable('lake') || '" ~ input.folder ~ '/dt=' ~ present.split('=')[1] ~ '/' ~ file ~ ".parquet'") -%}
+    {%- endfor -%}
+    {%- do run_query('set variable ' ~ input.name ~ ' = [' ~ (objects | join(', ') or "'" ~ empty_object(input) ~ "'") ~ ']') -%}
   {%- endfor -%}
+  {%- do run_query('set variable day_built = ' ~ ("date '" ~ day.dt ~ "'" if day else 'null::date')) -%}
+  {%- do run_query('set variable is_newest_day = ' ~ (day.is_newest | lower if day else 'null::boolean')) -%}
+  {%- do run_query('set variable inputs_build_seconds = ' ~ (day.build_seconds if day else 'null') ~ '::double') -%}
+  {%- if config.get('carries_over', false) -%}
+    {%- set before = "'" ~ partition_path(folder, day.before) ~ "'" if day and day.before else "'" ~ empty_day_before() ~ "'" -%}
+    {%- do run_query('set variable day_before = [' ~ before ~ ']') -%}
+  {%- endif -%}
+{% endmacro %}
+
+
+{# The UTC or local day being built, as SQL. #}
+{% macro day_built() %}getvariable('day_built'){% endmacro %}
+
+
+{# Whether the lake has no later day than the one being built, as SQL; for models that close their days. #}
+{% macro is_newest_day() %}getvariable('is_newest_day'){% endmacro %}
+
+
+{# Seconds that it took to build the day's inputs, as SQL. #}
+{% macro inputs_build_seconds() %}getvariable('inputs_build_seconds'){% endmacro %}
+
+
+{# The model's own rows of the day before, for models that carry over; without rows on the first day. #}
+{% macro day_before() %}read_parquet(getvariable('day_before'), hive_partitioning = true){% endmacro %}
+
+
+{# Path of an empty file with the columns that the model's own description names. #}
+{% macro empty_day_before() %}
+  {%- set path = lake_value('scratch') ~ '/' ~ this.identifier ~ '__before.parquet' -%}
+  {%- set columns = [] -%}
+  {%- for column in model.columns.values() -%}
+    {%- do columns.append('null::' ~ column.data_type ~ ' as ' ~ column.name) -%}
+  {%- endfor -%}
+  {%- do run_query('copy (select ' ~ columns | join(', ') ~ " limit 0) to '" ~ path ~ "' (format parquet)") -%}
+  {{ return(path) }}
 {% endmacro %}
 
 
@@ -207,8 +319,12 @@
     {{ return(scratch ~ '/' ~ input.name ~ '.parquet') }}
   {%- endif -%}
   {%- set path = scratch ~ '/' ~ input.name ~ '__for__' ~ this.identifier ~ '.parquet' -%}
-  {%- do run_query('reset variable ' ~ input.name) -%}
-  {%- do run_query('copy (select * from ' ~ input.name ~ " limit 0) to '" ~ path ~ "' (format parquet)") -%}
+  {%- set built = lake_value('lake') ~ input.folder -%}
+  {# of one object: the view would list every day #}
+  {%- set newest = run_query("select max(dt)::varchar from read_parquet('" ~ built ~ "/_state.parquet') "
+                             ~ 'where fingerprint is not null').columns[0].values()[0] -%}
+  {%- set one = partition_path(built, newest) if newest else built ~ '/_empty.parquet' -%}
+  {%- do run_query("copy (from read_parquet('" ~ one ~ "', hive_partitioning = true) limit 0) to '" ~ path ~ "' (format parquet)") -%}
   {{ return(path) }}
 {% endmacro %}
 
@@ -222,10 +338,12 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 
 {% macro build_day(node, sql, folder, day) %}
   {%- set path = partition_path(folder, day.dt) -%}
+  {%- set started_at = modules.datetime.datetime.now() -%}
   {%- set copied = copy_to(dated(sql, day.dt), path, {'fingerprint': day.fingerprint}) -%}
+  {%- set seconds = (modules.datetime.datetime.now() - started_at).total_seconds() -%}
   {%- do run_query("delete from temp.day_state where dt = '" ~ day.dt ~ "'") -%}
   {%- do run_query("insert into temp.day_state values ('" ~ day.dt ~ "', '" ~ day.fingerprint ~ "', "
-                   ~ copied ~ ", now()::timestamp)") -%}
+                   ~ copied ~ ", now()::timestamp, " ~ seconds ~ ")") -%}
   {%- do run_query("insert into built_days values ('" ~ invocation_id ~ "', '" ~ node.name ~ "', '" ~ path ~ "')") -%}
 {% endmacro %}
 
@@ -265,12 +383,12 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 {# Fills temp.day_state. A lost state object is made again from the partitions' own metadata. #}
 {% macro read_state(folder) %}
   {%- do run_query('create or replace temp table day_state '
-                   ~ '(dt date, fingerprint varchar, row_count bigint, built_at timestamp)') -%}
+                   ~ '(dt date, fingerprint varchar, row_count bigint, built_at timestamp, build_seconds double)') -%}
   {%- if state_exists(folder) -%}
-    {%- do run_query("insert into temp.day_state from read_parquet('" ~ folder ~ "/_state.parquet')") -%}
+    {%- do run_query("insert into temp.day_state by name from read_parquet('" ~ folder ~ "/_state.parquet')") -%}
   {%- elif run_query("from glob('" ~ folder ~ "/dt=*/data.parquet') limit 1").rows | length -%}
     {%- do run_query(
-          "insert into temp.day_state select " ~ day_of('file_name') ~ ", decode(value), null, null from parquet_kv_metadata('" ~ folder ~ "/dt=*/data.parquet') "
+          "insert into temp.day_state select " ~ day_of('file_name') ~ ", decode(value), null, null, null from parquet_kv_metadata('" ~ folder ~ "/dt=*/data.parquet') "
           ~ "where decode(key) = 'fingerprint'") -%}
     {%- do write_state(folder) -%}
   {%- endif -%}
@@ -290,7 +408,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
     {%- set every_day = folder ~ '/dt=*/data.parquet' -%}
     {%- set one_day = partition_path(folder, newest) -%}
   {%- else -%}
-    {%- do use_inputs(inputs, none) -%}
+    {%- do use_inputs(inputs, none, folder) -%}
     {# an empty object and an empty state, from which later processes make the view #}
     {%- set every_day = folder ~ '/_empty.parquet' -%}
     {%- set one_day = every_day -%}

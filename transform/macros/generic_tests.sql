@@ -1,12 +1,78 @@
-{# Fails for every key that stands on more than one row. #}
+{# Fails for every key that stands on more than one row, and for every row without a whole key. #}
 {% test unique_key(model, columns) %}
 select
     {{ columns | join(', ') }},
     count(*) as rows_count,
-    'the key {{ columns | join(", ") }} stands on more than one row' as failure_reason,
+    'the key {{ columns | join(", ") }} is not whole, or stands on more than one row' as failure_reason,
 from {{ model }}
 group by all
-having count(*) > 1
+having count(*) > 1 or {{ columns | join(' is null or ') }} is null
+{% endtest %}
+
+
+{# Fails for readings that claim a place which is not on Earth. #}
+{% test coordinates_on_earth(model, latitude='latitude', longitude='longitude') %}
+select
+    {{ latitude }},
+    {{ longitude }},
+    count(*) as rows_count,
+    'no place on Earth' as failure_reason,
+from {{ model }}
+where not coalesce({{ latitude }} between -90 and 90 and {{ longitude }} between -180 and 180, false)
+group by all
+{% endtest %}
+
+
+{# Fails where more than `most_pct` of a day's readings hold more bikes than docks. One row per such day. #}
+{% test within_capacity(model, most_pct, bikes='bikes_count', docks='docks_count') %}
+select
+    dt,
+    100.0 * count(*) filter ({{ bikes }} > {{ docks }}) / count(*) as over_capacity_pct,
+    'more than {{ most_pct }} % of the readings hold more bikes than docks' as failure_reason,
+from {{ model }}
+group by dt
+having 100.0 * count(*) filter ({{ bikes }} > {{ docks }}) / count(*) > {{ most_pct }}
+{% endtest %}
+
+
+{# Fails for every row whose `moment` lies before that of the row before it, in the order of `by`. #}
+{% test monotone_time(model, moment, by) %}
+select
+    {{ by }},
+    {{ moment }},
+    lag({{ moment }}) over (order by {{ by }}) as earlier,
+    '{{ moment }} goes back in time' as failure_reason,
+from {{ model }}
+qualify {{ moment }} < lag({{ moment }}) over (order by {{ by }})
+{% endtest %}
+
+
+{# Fails for every day on which more than `most_pct` of the stations stood unchanged for 24 hours while others changed. #}
+{% test few_stations_frozen(model, most_pct, stations) %}
+with quality as (
+    select * from {{ model }}
+)
+
+select
+    quality.dt,
+    quality.frozen_stations_count,
+    quality.frozen_station_ids,
+    'more than {{ most_pct }} % of the stations did not change for 24 hours' as failure_reason,
+from quality
+inner join {{ stations }} as station_days using (dt)
+where quality.frozen_stations_count * 100.0 / station_days.stations_count > {{ most_pct }}
+{% endtest %}
+
+
+{# Fails for every reason that the seed of rules does not know as one to reject a line for. #}
+{% test known_rejection_reasons(model, column_name, rules) %}
+select
+    reason,
+    count(*) as rows_count,
+    'no rule of severity reject in {{ rules.identifier }}' as failure_reason,
+from (select unnest({{ column_name }}) as reason from {{ model }})
+where reason not in (select code from {{ rules }} where severity = 'reject')
+group by reason
 {% endtest %}
 
 

@@ -19,6 +19,11 @@ select distinct on (station_id, "timestamp")
     date,
     processed_at,
     timezone_1,
-    timezone_2
+    timezone_2,
+    total_docks,
+    is_over_capacity,
+    has_capacity_mismatch,
+    is_outside_service_area,
+    is_name_mended
 from {{ source('landing', 'landing_wrm__station_readings') }}
 order by station_id, "timestamp", processed_at desc, date desc

@@ -22,5 +22,8 @@ select
     fetch_attempts,
     failed_fetches,
     unchanged_fetches,
+    fetch_success_pct,
+    fetch_seconds,
+    silver_seconds,
     processed_at
 from {{ source('landing', 'landing_wrm__daily_processing') }}

@@ -2,8 +2,8 @@
     config(
         incremental_strategy='delete+insert',
         unique_key='date',
-        pre_hook="{{ remove_outdated('landing_wrm__daily_station_ranking', ['date', 'activity_rank']) }}",
-        post_hook="{{ mark_exported('landing_wrm__daily_station_ranking') }}",
+        pre_hook="{{ remove_outdated('landing_wrm__top_stations', ['date', 'activity_rank']) }}",
+        post_hook="{{ mark_exported('landing_wrm__top_stations') }}",
     )
 }}
 
@@ -18,4 +18,4 @@ select
     avg_bikes,
     avg_spaces,
     records
-from {{ source('landing', 'landing_wrm__daily_station_ranking') }}
+from {{ source('landing', 'landing_wrm__top_stations') }}

@@ -23,6 +23,8 @@ final as (
         is_installed,
         is_locked,
         is_temporary,
+        is_outside_service_area,
+        extra_fields,
         local_offset_seconds,
         server_offset_seconds,
         snapshot_observed_at,

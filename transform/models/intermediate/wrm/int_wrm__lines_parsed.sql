@@ -26,6 +26,10 @@ final as (
         is_temporary,
         local_offset_seconds,
         server_offset_seconds,
+        extra_fields,
+        is_over_capacity,
+        has_capacity_mismatch,
+        is_outside_service_area,
         rejection_reasons,
         -- the text is kept only where nothing else holds it
         case when is_rejected then line end as rejected_line,

@@ -18,6 +18,9 @@ final as (
         attempts_count as fetch_attempts,
         failed_attempts_count as failed_fetches,
         unchanged_attempts_count as unchanged_fetches,
+        fetch_success_pct,
+        fetch_seconds,
+        silver_seconds,
         last_fetched_at as processed_at,
     from days
 )

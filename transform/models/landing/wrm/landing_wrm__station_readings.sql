@@ -29,6 +29,11 @@ final as (
         fetched_at as processed_at,
         local_offset_seconds as timezone_1,
         server_offset_seconds as timezone_2,
+        docks_count as total_docks,
+        is_over_capacity,
+        has_capacity_mismatch,
+        is_outside_service_area,
+        is_name_mended,
     from latest
 )
 

@@ -1,9 +1,5 @@
 with snapshots as (
-    select * from {{ ref('stg_wrm__snapshots') }}
-),
-
-lines_parsed as (
-    select * from {{ ref('int_wrm__lines_parsed') }}
+    select * from {{ ref('int_wrm__snapshots_received') }}
 ),
 
 station_readings as (
@@ -22,14 +18,13 @@ fetch_attempts as (
     select * from {{ source('wrm', 'fetch_attempts') }} as fetch_attempts
 ),
 
--- Lines are counted in the payloads, not in what was parsed from them: the conservation test compares the two.
 received as (
     select
-        count(*) as snapshots_count,
+        coalesce(sum(copies_count), 0)::bigint as snapshots_count,
         coalesce(sum(payload_bytes), 0)::bigint as payload_bytes,
-        coalesce(
-            sum(len(list_filter(lines, lambda line: trim(line, e' \t') <> '')) - (header is not null)::integer), 0
-        )::bigint as lines_count,
+        coalesce(sum(lines_count), 0)::bigint as lines_count,
+        coalesce(sum(good_lines_count), 0)::bigint as good_lines_count,
+        coalesce(sum(mended_names_count), 0)::bigint as mended_names_count,
         max(fetched_at) as last_fetched_at,
     from snapshots
 ),
@@ -38,11 +33,7 @@ kept as (
     select
         (select count(*) from station_readings) as station_readings_count,
         (select count(*) from free_bike_readings) as free_bike_readings_count,
-        (select count(*) from lines_parsed where not is_rejected)
-        - (select count(*) from station_readings)
-        - (select count(*) from free_bike_readings) as duplicates_count,
         (select count(*) from lines_quarantined) as quarantined_count,
-        (select count(*) from lines_parsed where is_name_mended) as mended_names_count,
 ),
 
 reasons as (
@@ -63,6 +54,8 @@ fetched as (
         count(*) as attempts_count,
         count(*) filter (error is not null) as failed_attempts_count,
         count(*) filter (is_unchanged) as unchanged_attempts_count,
+        100.0 * count(*) filter (error is null) / nullif(count(*), 0) as fetch_success_pct,
+        coalesce(sum(latency_seconds), 0) as fetch_seconds,
     from fetch_attempts
     where resource = 'station_snapshots'
 ),
@@ -74,15 +67,19 @@ final as (
         received.lines_count,
         kept.station_readings_count,
         kept.free_bike_readings_count,
-        kept.duplicates_count,
+        received.good_lines_count - kept.station_readings_count - kept.free_bike_readings_count as duplicates_count,
         kept.quarantined_count,
         reasons_listed.quarantined_by_reason,
-        kept.mended_names_count,
+        received.mended_names_count,
         round(100.0 * (kept.station_readings_count + kept.free_bike_readings_count)
             / nullif(received.lines_count, 0), 3) as kept_pct,
         fetched.attempts_count,
         fetched.failed_attempts_count,
         fetched.unchanged_attempts_count,
+        fetched.fetch_success_pct,
+        fetched.fetch_seconds,
+        -- as measured when they were last built, not a function of the data
+        {{ inputs_build_seconds() }} as silver_seconds,
         received.last_fetched_at,
     from received, kept, reasons_listed, fetched
 )

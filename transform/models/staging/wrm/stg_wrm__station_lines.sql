@@ -1,7 +1,35 @@
 {{ config(code_version=1) }} -- of the macro whole_number
 
+{%- set feed_columns = {
+    'id': 'id',
+    'timestamp': 'timestamp|gmt_local_diff_sec|gmt_servertime_diff_sec',
+    'name': 'name',
+    'latitude': 'lat',
+    'longitude': 'lon',
+    'bikes': 'bikes',
+    'spaces': 'spaces',
+    'installed': 'installed',
+    'locked': 'locked',
+    'temporary': 'temporary',
+    'docks': 'total_docks',
+    'battery': 'givesbonus_acceptspedelecs_fbbattlevel',
+    'pedelecs': 'pedelecs',
+} %}
+
 with snapshots as (
     select * from {{ ref('stg_wrm__snapshots') }}
+),
+
+service_areas as (
+    select * from {{ ref('service_areas') }}
+),
+
+areas as (
+    select list({
+        'south': min_latitude, 'north': max_latitude, 'west': min_longitude, 'east': max_longitude
+    }) as areas,
+    from service_areas
+    where system_id = 'wrm'
 ),
 
 positions as (
@@ -9,19 +37,12 @@ positions as (
         * exclude (lines),
         unnest(lines) as line,
         generate_subscripts(lines, 1) as line_number,
-        list_position(header, 'id') as id_position,
-        list_position(header, 'timestamp|gmt_local_diff_sec|gmt_servertime_diff_sec') as timestamp_position,
-        list_position(header, 'name') as name_position,
-        list_position(header, 'lat') as latitude_position,
-        list_position(header, 'lon') as longitude_position,
-        list_position(header, 'bikes') as bikes_position,
-        list_position(header, 'spaces') as spaces_position,
-        list_position(header, 'installed') as installed_position,
-        list_position(header, 'locked') as locked_position,
-        list_position(header, 'temporary') as temporary_position,
-        list_position(header, 'total_docks') as docks_position,
-        list_position(header, 'givesbonus_acceptspedelecs_fbbattlevel') as battery_position,
-        list_position(header, 'pedelecs') as pedelecs_position,
+        {%- for column, header_name in feed_columns.items() %}
+        list_position(header, '{{ header_name }}') as {{ column }}_position,
+        {%- endfor %}
+        list_sort(list_distinct(list_filter(
+            header, lambda field: field not in ('{{ feed_columns.values() | join("', '") }}')
+        ))) as extra_columns,
     from snapshots
 ),
 
@@ -90,6 +111,12 @@ named as (
         fields[docks_position] as docks,
         fields[battery_position] as battery,
         fields[pedelecs_position] as pedelecs,
+        -- columns that the feed did not have when this was written
+        case
+            when len(extra_columns) > 0 then map_from_entries(list_transform(
+                extra_columns, lambda field: {'key': field, 'value': fields[list_position(header, field)]}
+            ))
+        end as extra_fields,
         id_position is null or timestamp_position is null or name_position is null
         or latitude_position is null or longitude_position is null
         or bikes_position is null or spaces_position is null as lacks_required_column,
@@ -129,7 +156,11 @@ judged as (
             when fields_count <> len(header) then ['wrong_field_count']
             else list_filter(
                 [
-                    case when kind is null then 'unknown_id' end,
+                    case
+                        when coalesce(id, '') = '' then 'missing_id'
+                        when kind is null and regexp_full_match(id, '[1-9][0-9]{9,}|fb[0-9]{19,}') then 'oversized_id'
+                        when kind is null then 'unknown_id'
+                    end,
                     -- before 2008 there was no such feed; a day ahead of the fetch is no clock's error
                     case
                         when unix_microseconds is null
@@ -149,6 +180,8 @@ judged as (
                     case
                         when bikes_count is null or spaces_count is null
                             or not bikes_count between 0 and 10000 or not spaces_count between 0 and 10000
+                            or (docks <> '' and not coalesce(docks_count between 0 and 10000, false))
+                            or (pedelecs <> '' and not coalesce(pedelecs_count between 0 and 10000, false))
                             then 'implausible_count'
                     end,
                     case
@@ -191,8 +224,16 @@ final as (
         is_temporary,
         local_offset_seconds,
         server_offset_seconds,
+        extra_fields,
+        coalesce(bikes_count > docks_count, false) as is_over_capacity,
+        coalesce(bikes_count + spaces_count <> docks_count, false) as has_capacity_mismatch,
+        len(list_filter(
+            areas,
+            lambda area: latitude between area.south and area.north and longitude between area.west and area.east
+        )) = 0 as is_outside_service_area,
         line,
     from judged
+    cross join areas
 )
 
 select * from final

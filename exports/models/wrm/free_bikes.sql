@@ -1,0 +1,24 @@
+{{
+    config(
+        incremental_strategy='upsert_newest',
+        unique_key=['bike_id', 'timestamp'],
+        indexes=[{'columns': ['timestamp']}, {'columns': ['date'], 'type': 'brin'}],
+        pre_hook="{{ remove_outdated('landing_wrm__free_bike_readings', ['bike_id', 'timestamp'], 'processed_at') }}",
+        post_hook="{{ mark_exported('landing_wrm__free_bike_readings') }}",
+    )
+}}
+
+-- a feed that stands still over midnight gives the same reading on two days
+select distinct on (bike_id, "timestamp")
+    id,
+    bike_id,
+    "timestamp",
+    name,
+    latitude,
+    longitude,
+    battery_pct,
+    is_outside_service_area,
+    date,
+    processed_at
+from {{ source('landing', 'landing_wrm__free_bike_readings') }}
+order by bike_id, "timestamp", processed_at desc, date desc

@@ -1,0 +1,13 @@
+with mart as (
+    select * from {{ ref('fct_hourly_station_availability') }}
+),
+
+final as (
+    select
+        dt as date,
+        -- PostgreSQL's text holds no NUL
+        * exclude (dt) replace (replace(name, chr(0), '') as name),
+    from mart
+)
+
+select * from final
