@@ -94,7 +94,7 @@ def import_archive(settings: Settings, location: str) -> list[str]:
 
 
 def export_readings(settings: Settings) -> None:
-    """New readings of stations and free bikes into PostgreSQL, straight from bronze, before any day is rebuilt."""
+    """New readings into PostgreSQL, straight from bronze, before any day is rebuilt."""
     _dbt(settings, "transform", "build", "--select", *READINGS)
     cautious = ("--indirect-selection", "cautious")  # tests that read summaries too wait for these
     _dbt(settings, "exports", "build", "--select", *READINGS.values(), *cautious)
@@ -128,7 +128,7 @@ def _dbt(settings: Settings, project: str, *arguments: str) -> None:
 
 
 def _summary(nodes: dict[str, str]) -> str:
-    """What dbt's nodes report, one by one where they are few: "bike_stations 705 rows, free_bikes 345 rows"."""
+    """What dbt's nodes report, one by one where they are few: "bike_stations 705 rows"."""
     found = {name: _NEWS.match(message) for name, message in nodes.items()}
     news = {name: (match[1], int(match[2])) for name, match in found.items() if match and match[2] != "0"}
     if len(news) > 3:

@@ -166,7 +166,7 @@ def _prepare(path: Path) -> None:
 
 
 def create_seeds(conn: duckdb.DuckDBPyConnection) -> None:
-    """A table for every seed, so that models and tests find them in any process, with or without `dbt seed`."""
+    """A table for every seed, so that any process finds them, with or without `dbt seed`."""
     for file in sorted(SEEDS.glob("*.csv")):
         conn.execute(
             f"create or replace table {file.stem} as from read_csv({quoted(str(file))}, header = true)"

@@ -227,10 +227,10 @@ final as (
         extra_fields,
         coalesce(bikes_count > docks_count, false) as is_over_capacity,
         coalesce(bikes_count + spaces_count <> docks_count, false) as has_capacity_mismatch,
-        len(list_filter(
+        coalesce(len(list_filter(
             areas,
             lambda area: latitude between area.south and area.north and longitude between area.west and area.east
-        )) = 0 as is_outside_service_area,
+        )) = 0, false) as is_outside_service_area,
         line,
     from judged
     cross join areas
