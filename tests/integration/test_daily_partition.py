@@ -10,12 +10,35 @@ from conftest import moment, raw_name, small_snapshot
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
 from ingestion import wrm
-from ingestion.settings import PROJECT_ROOT
 from scripts.run_dbt import DbtError, run_dbt
 from transform.plugins import lake as lake_plugin
 
 DAYS = ("2025-05-11", "2025-05-12", "2025-05-13")
-MODELS = [path.stem for path in (PROJECT_ROOT / "transform" / "models").glob("[im]*/wrm/*.sql")]
+DAILY = (
+    "int_wrm__lines_parsed",
+    "int_wrm__lines_quarantined",
+    "int_wrm__station_readings_deduplicated",
+    "int_wrm__free_bike_readings_deduplicated",
+    "int_wrm__snapshots_received",
+    "int_wrm__station_attributes_observed",
+    "fct_daily_processing",
+    "fct_daily_station_readings",
+)
+LOCAL = "fct_hourly_station_availability"  # reads the day before, too
+CARRYING = "int_wrm__station_periods_accumulated"  # reads its own day before
+NEWEST = "dim_bike_stations"  # keeps the newest day
+CLOSING = "fct_hourly_coverage"  # reads the day before and closes its days
+MODELS = (*DAILY, LOCAL, CARRYING, NEWEST, CLOSING)
+
+
+def days_built(daily, local, carrying, newest, closing):
+    """How many days each model built."""
+    others = {LOCAL: local, CARRYING: carrying, NEWEST: newest, CLOSING: closing}
+    return dict.fromkeys(DAILY, daily) | others
+
+
+NOTHING = days_built(0, 0, 0, 0, 0)
+EVERYTHING = days_built(3, 4, 3, 1, 3)  # a UTC day is part of two local days
 
 
 @pytest.fixture
@@ -28,8 +51,8 @@ def three_days(workplace, archive):
     return workplace
 
 
-def build(workplace, *arguments):
-    """Build the lake; gives how many days each model built."""
+def build(workplace, *arguments, models=None):
+    """Build some models of the lake; gives how many days each model built."""
     nodes = run_dbt(
         workplace.settings,
         "transform",
@@ -37,6 +60,8 @@ def build(workplace, *arguments):
         "build",
         "--exclude-resource-type",
         "unit_test",
+        "--select",
+        *(models or MODELS),
         *arguments,
     )
     return {name: int(message.split()[-1]) for name, message in nodes.items() if name in MODELS}
@@ -51,19 +76,23 @@ def partitions(workplace, model="*"):
 
 
 def test_every_model_has_one_object_per_day(three_days):
-    assert len(MODELS) == 7
+    days = dict.fromkeys(DAILY, DAYS) | {
+        LOCAL: (*DAYS, "2025-05-14"),
+        CARRYING: DAYS,
+        NEWEST: DAYS[-1:],
+        CLOSING: DAYS,
+    }
     expected = {
-        f"{layer}/{model}/dt={day}/data.parquet"
+        f"{'silver' if model.startswith('int') else 'gold'}/{model}/dt={day}/data.parquet"
         for model in MODELS
-        for day in DAYS
-        for layer in ["gold" if model.startswith("fct") else "silver"]
+        for day in days[model]
     }
     assert set(partitions(three_days)) == expected
 
 
 def test_a_second_build_touches_nothing(three_days):
     before = partitions(three_days)
-    assert build(three_days) == dict.fromkeys(MODELS, 0)
+    assert build(three_days) == NOTHING
     assert partitions(three_days) == before
 
 
@@ -71,16 +100,19 @@ def test_a_late_snapshot_rebuilds_its_day_alone(three_days, archive):
     before = partitions(three_days)
     archive(**{raw_name("2025-05-12 13:00:00"): small_snapshot(moment("2025-05-12 13:00:00"))})
     wrm.import_archive(three_days.settings, str(three_days.archive))
-    assert build(three_days) == dict.fromkeys(MODELS, 1)
+    assert build(three_days) == days_built(1, 2, 2, 1, 2)
     changed = {path for path, when in partitions(three_days).items() if before[path] != when}
-    assert {path.split("/")[2] for path in changed} == {"dt=2025-05-12"}
-    assert len(changed) == len(MODELS)
+    assert {path for path in changed if path.split("/")[1] in DAILY} == {
+        path for path in before if path.split("/")[1] in DAILY and "dt=2025-05-12" in path
+    }
+    assert {path.split("/")[2] for path in changed} == {"dt=2025-05-12", "dt=2025-05-13"}
 
 
 def test_a_day_that_vanished_from_bronze_loses_its_partitions(three_days):
     shutil.rmtree(three_days.lake_folder / "bronze/wrm/station_snapshots/dt=2025-05-11")
     build(three_days)
-    assert {path.split("/")[2] for path in partitions(three_days)} == {"dt=2025-05-12", "dt=2025-05-13"}
+    left = {path.split("/")[2] for path in partitions(three_days)}
+    assert left == {"dt=2025-05-12", "dt=2025-05-13", "dt=2025-05-14"}
     rows = three_days.lake_rows("select dt::varchar from fct_daily_station_readings order by 1")
     assert rows == [("2025-05-12",), ("2025-05-13",)]
 
@@ -96,25 +128,26 @@ def test_a_lake_whose_bronze_is_gone_is_an_error_and_loses_nothing(three_days):
 def test_a_folder_of_bronze_that_is_no_day_is_passed_over(three_days):
     day = three_days.lake_folder / "bronze/wrm/station_snapshots/dt=2025-05-11"
     shutil.copytree(day, day.with_name("dt=2025-05-11.bak"))
-    assert build(three_days) == dict.fromkeys(MODELS, 0)
+    assert build(three_days) == NOTHING
 
 
 def test_full_refresh_rebuilds_every_day_to_the_same_rows(three_days):
     query = "from int_wrm__station_readings_deduplicated order by all"
     before = three_days.lake_rows(query)
-    assert build(three_days, "--full-refresh") == dict.fromkeys(MODELS, 3)
+    assert build(three_days, "--full-refresh") == EVERYTHING
     assert three_days.lake_rows(query) == before
 
 
 def test_days_are_restricted_by_vars(three_days):
     variables = "{from_day: 2025-05-12, to_day: 2025-05-12}"
-    assert build(three_days, "--full-refresh", "--vars", variables) == dict.fromkeys(MODELS, 1)
+    # what carries over goes on to the end, and the newest is the newest
+    assert build(three_days, "--full-refresh", "--vars", variables) == days_built(1, 2, 2, 1, 2)
 
 
 def test_a_day_without_good_lines_is_an_empty_object_with_the_same_columns(workplace, archive):
     folder = archive(
         **{
-            raw_name("2025-05-12 12:00:00"): "#id,name\n",
+            raw_name("2025-05-12 12:00:00"): "#id,name\nno,station\n",
             raw_name("2025-05-13 12:00:00"): small_snapshot(moment("2025-05-13 12:00:00")),
         }
     )
@@ -125,13 +158,25 @@ def test_a_day_without_good_lines_is_an_empty_object_with_the_same_columns(workp
             connection.execute(f"describe select * from '{workplace.lake_folder}/{path}'").fetchall()
             for path in partitions(workplace, "int_wrm__station_readings_deduplicated")
         ]
-        empty = f"{workplace.lake_folder}/silver/int_wrm__lines_parsed/dt=2025-05-12/data.parquet"
+        model = "int_wrm__station_readings_deduplicated"
+        empty = f"{workplace.lake_folder}/silver/{model}/dt=2025-05-12/data.parquet"
         assert connection.execute(f"select count(*) from '{empty}'").fetchone() == (0,)
     assert described[0] == described[1]
 
 
+def test_a_day_of_an_upstream_without_rows_is_no_day_to_what_reads_it(workplace, archive):
+    folder = archive(**{raw_name(f"{day} 12:00:00"): "#id,name\n" for day in DAYS})
+    wrm.import_archive(workplace.settings, str(folder))
+    assert build(workplace)["int_wrm__lines_parsed"] == 3
+    assert partitions(workplace, "int_wrm__station_readings_deduplicated") == {}
+    assert (
+        workplace.lake_rows("select snapshots_count, lines_count from fct_daily_processing") == [(1, 0)] * 3
+    )
+    assert build(workplace) == NOTHING
+
+
 def test_an_empty_lake_builds_to_empty_views(workplace):
-    assert build(workplace) == dict.fromkeys(MODELS, 0)
+    assert build(workplace) == NOTHING
     assert partitions(workplace) == {}
     assert workplace.lake_rows("from fct_daily_processing") == []
 
@@ -140,7 +185,7 @@ def test_a_lost_state_object_is_read_again_from_the_partitions(three_days):
     before = partitions(three_days)
     for state in three_days.lake_folder.glob("[sg]*/*/_state.parquet"):
         state.unlink()
-    assert build(three_days) == dict.fromkeys(MODELS, 0)
+    assert build(three_days) == NOTHING
     assert partitions(three_days) == before
 
 
@@ -175,7 +220,7 @@ def test_a_first_build_that_died_after_its_state_was_written_is_made_good(three_
         for day in state.parent.glob("dt=*"):
             shutil.rmtree(day)
     DuckDBConnectionManager.close_all_connections()  # as in another process
-    assert build(three_days) == dict.fromkeys(MODELS, 3)
+    assert build(three_days) == EVERYTHING
 
 
 def test_a_day_is_built_from_its_own_objects_alone(three_days, archive):
@@ -183,10 +228,10 @@ def test_a_day_is_built_from_its_own_objects_alone(three_days, archive):
     archive(**{raw_name("2025-05-12 13:00:00"): small_snapshot(moment("2025-05-12 13:00:00"))})
     wrm.import_archive(three_days.settings, str(three_days.archive))
     unreadable = list(three_days.lake_folder.glob("**/dt=2025-05-11/*.parquet"))
-    assert len(unreadable) == len(MODELS) + 1
+    assert len(unreadable) == len(MODELS)  # the newest day of NEWEST is another, bronze has one object
     for path in unreadable:
         path.write_bytes(b"unreadable")
-    assert build(three_days) == dict.fromkeys(MODELS, 1)
+    assert build(three_days, models=DAILY) == dict.fromkeys(DAILY, 1)
 
 
 def test_dbt_test_looks_at_every_day_and_finds_a_broken_one(three_days):
@@ -204,7 +249,7 @@ def test_dbt_test_looks_at_every_day_and_finds_a_broken_one(three_days):
 
 def test_the_project_passes_its_own_unit_tests(three_days):
     nodes = run_dbt(three_days.settings, "transform", "--quiet", "test", "--select", "test_type:unit")
-    assert len(nodes) >= 7
+    assert len(nodes) >= 22
 
 
 def test_shifted_columns_are_read_by_name_and_a_missing_one_quarantines_the_snapshot(live_workplace, feed):

@@ -388,7 +388,9 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
     {%- do run_query("insert into temp.day_state by name from read_parquet('" ~ folder ~ "/_state.parquet')") -%}
   {%- elif run_query("from glob('" ~ folder ~ "/dt=*/data.parquet') limit 1").rows | length -%}
     {%- do run_query(
-          "insert into temp.day_state select " ~ day_of('file_name') ~ ", decode(value), null, null, null from parquet_kv_metadata('" ~ folder ~ "/dt=*/data.parquet') "
+          "insert into temp.day_state select " ~ day_of('file_name') ~ ", decode(value), num_rows, null, null "
+          ~ "from parquet_kv_metadata('" ~ folder ~ "/dt=*/data.parquet') "
+          ~ "join parquet_file_metadata('" ~ folder ~ "/dt=*/data.parquet') using (file_name) "
           ~ "where decode(key) = 'fingerprint'") -%}
     {%- do write_state(folder) -%}
   {%- endif -%}

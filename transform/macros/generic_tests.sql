@@ -48,19 +48,14 @@ qualify {{ moment }} < lag({{ moment }}) over (order by {{ by }})
 
 
 {# Fails for every day on which more than `most_pct` of the stations stood unchanged for 24 hours while others changed. #}
-{% test few_stations_frozen(model, most_pct, stations) %}
-with quality as (
-    select * from {{ model }}
-)
-
+{% test few_stations_frozen(model, most_pct) %}
 select
-    quality.dt,
-    quality.frozen_stations_count,
-    quality.frozen_station_ids,
+    dt,
+    frozen_stations_count,
+    frozen_station_ids,
     'more than {{ most_pct }} % of the stations did not change for 24 hours' as failure_reason,
-from quality
-inner join {{ stations }} as station_days using (dt)
-where quality.frozen_stations_count * 100.0 / station_days.stations_count > {{ most_pct }}
+from {{ model }}
+where frozen_stations_count > stations_count * {{ most_pct }} / 100
 {% endtest %}
 
 

@@ -14,6 +14,7 @@ select
     uniqueness_pct,
     consistency_pct,
     quality_score,
+    stations_count,
     frozen_stations_count,
     frozen_station_ids::jsonb as frozen_station_ids,
     stale_feed_minutes,

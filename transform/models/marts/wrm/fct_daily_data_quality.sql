@@ -48,6 +48,7 @@ consistency as (
         100.0 * count(*) filter (
             not is_over_capacity and not has_capacity_mismatch and not is_outside_service_area
         ) / nullif(count(*), 0) as consistency_pct,
+        count(distinct station_id) as stations_count,
         count(*) filter (is_over_capacity) as over_capacity_readings_count,
         count(*) filter (has_capacity_mismatch) as capacity_mismatch_readings_count,
         count(distinct station_id) filter (is_outside_service_area) as stations_outside_area_count,
@@ -127,6 +128,7 @@ final as (
         line_scores.uniqueness_pct,
         consistency.consistency_pct,
         overall.quality_score,
+        consistency.stations_count,
         frozen.frozen_stations_count,
         frozen.frozen_station_ids,
         staleness.stale_feed_minutes,
