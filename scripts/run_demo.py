@@ -30,6 +30,10 @@ LIVE_SNAPSHOTS = 5
 SECONDS_BETWEEN = 1.0
 SPEED = 1200.0  # of the city's daily rhythm: bikes move between two live snapshots
 
+_LAST_FULL_DAY = (
+    "(select max(date) from top_stations_daily where date < (now() at time zone 'Europe/Warsaw')::date)"
+)
+
 logger = logging.getLogger("bike-data-flow")
 
 
@@ -80,6 +84,8 @@ def report(settings: Settings, stages: Stages, console: Console) -> None:
             console.print(_accounting(cursor))
             _print_reasons(cursor, console)
             console.print(_busiest(cursor))
+            console.print(_emptiest(cursor))
+            _print_network(cursor, console)
             cursor.execute("select count(*), count(distinct station_id) from bike_stations")
             rows, stations = cursor.fetchone()
     finally:
@@ -135,8 +141,7 @@ def _print_reasons(cursor: psycopg2.extensions.cursor, console: Console) -> None
 def _busiest(cursor: psycopg2.extensions.cursor) -> Table:
     cursor.execute(
         "select date, activity_rank, name, movements, round(avg_bikes::numeric, 1) from top_stations_daily "
-        "where date = (select max(date) from top_stations_daily "
-        "where date < (now() at time zone 'utc')::date) and activity_rank <= 5 order by activity_rank"
+        f"where date = {_LAST_FULL_DAY} and activity_rank <= 5 order by activity_rank"
     )
     rows = cursor.fetchall()
     day = rows[0][0] if rows else "no full day yet"
@@ -148,12 +153,43 @@ def _busiest(cursor: psycopg2.extensions.cursor) -> Table:
     return table
 
 
+def _emptiest(cursor: psycopg2.extensions.cursor) -> Table:
+    cursor.execute(
+        "select date, name, empty_minutes, full_minutes, turnover from daily_station_availability "
+        f"where date = {_LAST_FULL_DAY} order by empty_minutes desc, station_id limit 5"
+    )
+    rows = cursor.fetchall()
+    day = rows[0][0] if rows else "no full day yet"
+    table = Table(title=f"The five stations that stood empty longest on {day}", title_justify="left")
+    for heading in ("station", "minutes empty", "minutes full", "turnover"):
+        table.add_column(heading, justify="left" if heading == "station" else "right")
+    for _, name, empty, full, turnover in rows:
+        table.add_row(name, f"{empty:,.0f}", f"{full:,.0f}", f"{turnover:.1f}")
+    return table
+
+
+def _print_network(cursor: psycopg2.extensions.cursor, console: Console) -> None:
+    cursor.execute(
+        "select date, departures_count, to_char(peak_hour_started_at_warsaw, 'HH24:MI'), "
+        "stations_empty_at_peak_pct, average_free_bikes, quality_score, "
+        "(select count(*) from free_bike_trips where free_bike_trips.date = daily_network.date) "
+        f"from daily_network join daily_data_quality using (date) where date = {_LAST_FULL_DAY}"
+    )
+    for day, departures, peak, empty, free, score, trips in cursor.fetchall():
+        console.print(
+            f"The city on {day}: at least {departures:,} bikes taken, most at {peak} when {empty:.0f} % of "
+            f"the stations were empty; {free:.0f} free bikes stood about and made {trips} trips (inferred). "
+            f"Data quality: {score:.1f} of 100.\n",
+            soft_wrap=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="remove what earlier demos left, then run")
     given = parser.parse_args()
     use_demo_settings()
-    with running_feed(city=City(), speed=SPEED) as feed:
+    with running_feed(city=City(lively=True), speed=SPEED) as feed:
         os.environ |= {"WRM_FEED_URL": f"{feed.url}/wrm", "WRM_FAILURES_URL": f"{feed.url}/failures"}
 
         def job(settings: Settings) -> str | None:

@@ -63,10 +63,17 @@ class Station:
 
 
 class City:
-    """A made-up city whose every snapshot is a function of the seed and the moment."""
+    """A made-up city whose every snapshot is a function of the seed and the moment.
 
-    def __init__(self, seed: int = 7, stations: int = 235, free_bikes: int = 115) -> None:
+    A lively one has stations that run empty or full, and free bikes that are away, as riders take them; in
+    the other, every snapshot has a line for every station and bike.
+    """
+
+    def __init__(
+        self, seed: int = 7, stations: int = 235, free_bikes: int = 115, lively: bool = False
+    ) -> None:
         self.seed = seed
+        self.lively = lively
         draw = random.Random(seed)
         self.stations = [self._station(draw, number) for number in range(stations)]
         self.free_bike_ids = [600001 + 7 * number for number in range(free_bikes)]
@@ -95,7 +102,11 @@ class City:
         start = observed_at.timestamp() + 0.947606
         rows = [HEADER]
         places = [self._station_fields(station, rhythm_at) for station in self.stations]
-        places += [self._free_bike_fields(bike, rhythm_at) for bike in self.free_bike_ids]
+        places += [
+            self._free_bike_fields(bike, rhythm_at)
+            for bike in self.free_bike_ids
+            if not self._is_ridden(bike, rhythm_at)
+        ]
         for number, (identity, fields) in enumerate(places):
             rows.append(f"{identity},{start + number * 0.000131:.6f}|{offsets},{fields}")
         return "\n".join(rows) + "\n"
@@ -107,7 +118,8 @@ class City:
 
     def _station_fields(self, station: Station, moment: datetime) -> tuple[int, str]:
         hour = moment.hour + moment.minute / 60
-        rhythm = 0.5 + 0.3 * station.rush * math.sin((hour - 8) / 24 * 2 * math.pi)
+        swing = 0.6 if self.lively else 0.3
+        rhythm = 0.5 + swing * station.rush * math.sin((hour - 8) / 24 * 2 * math.pi)
         share = rhythm + 0.25 * (self._wander(station.id, moment) - 0.5)
         bikes = max(0, round(share * station.docks))
         name = f'"{station.name}"' if "," in station.name else station.name
@@ -115,6 +127,11 @@ class City:
             f"{name},{station.latitude},{station.longitude},{bikes},{max(0, station.docks - bikes)},"
             f"true,false,false,{station.docks},false,{bikes // 6}"
         )
+
+    def _is_ridden(self, bike: int, moment: datetime) -> bool:
+        """Whether a bike of a lively city is on its way: up to 40 minutes of each six hours."""
+        stay, seconds = divmod(int(moment.timestamp()), 6 * 3600)
+        return self.lively and seconds < 2400 * random.Random(f"{self.seed}/{bike}/{stay}/ride").random()
 
     def _free_bike_fields(self, bike: int, moment: datetime) -> tuple[str, str]:
         stay = int(moment.timestamp()) // (6 * 3600)
@@ -341,7 +358,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=2, help="days before today (UTC)")
     parser.add_argument("--cadence", type=float, default=10, help="minutes between snapshots")
     arguments = parser.parse_args()
-    city = City(arguments.seed)
+    city = City(arguments.seed, lively=True)
     if arguments.write_archive:
         today = datetime.now(UTC).date()
         days = [today - timedelta(days=back) for back in range(arguments.days, 0, -1)]
