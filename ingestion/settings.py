@@ -45,6 +45,7 @@ class Settings:
     lake_url: str  # "file:///…" or "s3://bucket/prefix", without a trailing slash
     postgres_url: str | None = field(repr=False)  # None: the embedded server under data_dir
     postgres_schema: str
+    postgres_reader_role: str
     s3: S3Settings
     wrm_feed_url: str
     wrm_failures_url: str
@@ -116,6 +117,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         lake_url=lake_url,
         postgres_url=read("POSTGRES_URL", "", _postgres_url) or None,
         postgres_schema=read("POSTGRES_SCHEMA", "public", _identifier),
+        postgres_reader_role=read("POSTGRES_READER_ROLE", "bike_data_reader", _role),
         s3=S3Settings(
             endpoint_url=read("AWS_ENDPOINT_URL_S3", read.raw("AWS_ENDPOINT_URL"), _http_url) or None,
             region=read("AWS_REGION", read.raw("AWS_DEFAULT_REGION") or "eu-central-1", str),
@@ -247,6 +249,12 @@ def _identifier(value: str) -> str:
     if value[0].isdigit() or len(value) > 40:
         raise ValueError("Begin with a letter and stay within 40 characters.")
     return value
+
+
+def _role(value: str) -> str:
+    if value.startswith("pg_") or value in ("public", "none"):
+        raise ValueError("PostgreSQL keeps this name for itself: give another.")
+    return _identifier(value)
 
 
 def _memory_size(value: str) -> str:

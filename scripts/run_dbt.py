@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from ingestion.settings import PROJECT_ROOT, Settings, canonical_postgres_url
 from scripts.command import CommandError, run_command
 from scripts.start_postgres import running_postgres
 
 PROJECTS = ("transform", "exports")
+logger = logging.getLogger("bike-data-flow")
 
 
 class DbtError(CommandError):
@@ -31,7 +35,8 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
     from dbt.cli.main import dbtRunner  # slow to import
 
     with _dbt_environment(settings):
-        result = dbtRunner().invoke([*arguments, *_folders(settings, project)])
+        callbacks = [_pass_warning_on] if "--quiet" in arguments else []
+        result = dbtRunner(callbacks=callbacks).invoke([*arguments, *_folders(settings, project)])
     if result.exception is not None:
         raise DbtError(f"dbt failed in {project}: {result.exception}") from result.exception
     nodes = getattr(result.result, "results", None) or []
@@ -43,6 +48,18 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
             f"See {settings.data_dir / 'dbt' / project / 'dbt.log'}.\n{reasons}"
         )
     return {node.node.name: str(node.message) for node in nodes}
+
+
+def _pass_warning_on(event: Any) -> None:
+    """A warning of our macros, which dbt keeps to itself when it is quiet."""
+    if event.info.name == "JinjaLogWarning":
+        _warn_once(event.info.msg)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A process may run dbt every minute: what it was told once is not told again."""
+    logger.warning("%s", message)
 
 
 def _folders(settings: Settings, project: str) -> list[str]:
@@ -59,6 +76,7 @@ def _dbt_environment(settings: Settings) -> Iterator[None]:
         "DATA_DIR": str(settings.data_dir),
         "POSTGRES_URL": canonical_postgres_url(settings),
         "POSTGRES_SCHEMA": settings.postgres_schema,
+        "POSTGRES_READER_ROLE": settings.postgres_reader_role,
     }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
