@@ -46,6 +46,7 @@ class Settings:
     postgres_url: str | None = field(repr=False)  # None: the embedded server under data_dir
     postgres_schema: str
     postgres_reader_role: str
+    export_retention_days: int | None  # None: PostgreSQL keeps every day
     s3: S3Settings
     wrm_feed_url: str
     wrm_failures_url: str
@@ -118,6 +119,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         postgres_url=read("POSTGRES_URL", "", _postgres_url) or None,
         postgres_schema=read("POSTGRES_SCHEMA", "public", _identifier),
         postgres_reader_role=read("POSTGRES_READER_ROLE", "bike_data_reader", _role),
+        export_retention_days=read("EXPORT_RETENTION_DAYS", "", _positive(int)) or None,
         s3=S3Settings(
             endpoint_url=read("AWS_ENDPOINT_URL_S3", read.raw("AWS_ENDPOINT_URL"), _http_url) or None,
             region=read("AWS_REGION", read.raw("AWS_DEFAULT_REGION") or "eu-central-1", str),

@@ -10,6 +10,9 @@
   is the one in its state). Where an object that was exported has another fingerprint now, or is gone, its whole
   day lands, so that exports can also remove what the day no longer holds. --full-refresh lands every day.
 
+  Of days before `export_from_day` (the setting EXPORT_RETENTION_DAYS) nothing lands, and what of them was exported
+  counts as gone, so that PostgreSQL gives it up; the lake keeps it. A model with `expires=false` keeps every day.
+
   Pending objects are written last: whatever a crash leaves behind lands again, and upserting twice is harmless.
 #}
 
@@ -45,7 +48,10 @@
                    ~ "select getvariable('lake'), '" ~ model.name ~ "', object, fingerprint, dt, is_whole_day, is_gone "
                    ~ 'from temp.landing_plan') -%}
 
-  {%- call noop_statement('main', 'landed days: ' ~ days | length, 'OK', days | length) -%}
+  {%- set removed = run_query('select count(*) from (select dt from temp.landing_plan group by dt having bool_and(is_gone))'
+                              ).columns[0].values()[0] -%}
+  {%- set message = 'landed days: ' ~ days | length ~ (', days to remove: ' ~ removed if removed else '') -%}
+  {%- call noop_statement('main', message, 'OK', days | length) -%}
   {%- endcall -%}
 
   {{ run_hooks(post_hooks) }}
@@ -69,9 +75,14 @@ create unlogged table if not exists {{ schema }}.pending_objects (
 
 {# Fills temp.landing_plan: (object, fingerprint, dt, is_whole_day, is_gone) of what has to land. #}
 {% macro plan_landing(node, input, schema) %}
+  {%- do run_query('create or replace temp table landing_objects as ' ~ landing_objects(node, input)) -%}
   {%- do run_query(
         "create or replace temp table landing_plan as
-        with present as (select * from (" ~ landing_objects(node, input) ~ ") where dt is not null),
+        with present as (
+            select * from temp.landing_objects
+            where dt is not null" ~ (" and dt >= coalesce(getvariable('export_from_day'), dt)"
+                                     if node.config.get('expires', true) else '') ~ "
+        ),
         exported as (
             select object, fingerprint, dt
             from warehouse." ~ schema ~ ".exported_objects
@@ -97,7 +108,8 @@ create unlogged table if not exists {{ schema }}.pending_objects (
         select object, fingerprint, dt, days.is_whole_day, is_gone
         from compared join days using (dt)
         where days.is_whole_day or (days.has_change and compared.is_changed)") -%}
-  {%- set counts = run_query("select (select count(*) from (" ~ landing_objects(node, input) ~ ")) as present, "
+  {#- of every day: an archive older than what PostgreSQL is to hold is no mistake -#}
+  {%- set counts = run_query("select (select count(*) from temp.landing_objects) as present, "
         ~ "(select count(*) from temp.landing_plan where is_gone) as gone").rows[0] -%}
   {%- if counts['present'] == 0 and counts['gone'] > 0 -%}
     {%- do exceptions.raise_compiler_error('The lake shows nothing of ' ~ input.name ~ ', yet '

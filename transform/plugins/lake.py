@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import threading
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ class Plugin(BasePlugin):
         cursor.execute(f"set variable lake = {quoted(self.lake.root)}")
         cursor.execute(f"set variable scratch = {quoted(self.scratch)}")
         cursor.execute(f"set variable landing_schema = {quoted(self.settings.landing_schema)}")
+        first = first_exported_day(self.settings.export_retention_days, datetime.now(UTC).date())
+        cursor.execute("set variable export_from_day = cast(? as date)", [first])
 
     def store(self, target_config: TargetConfig) -> None:
         """What a materialization asks for by `operation`: to prepare, publish or remove one object, or to
@@ -115,6 +118,13 @@ class Plugin(BasePlugin):
                 cursor.execute("call pg_clear_cache()")
                 # reads the catalog now: threads that meet it half-read would find no tables in it
                 cursor.execute(f"from warehouse.{self.settings.landing_schema}.pending_objects limit 0")
+
+
+def first_exported_day(retention_days: int | None, today: date) -> date | None:
+    """The oldest UTC day that PostgreSQL holds, `today` being one of `retention_days`; None for all days."""
+    if retention_days is None:
+        return None
+    return date.fromordinal(max(today.toordinal() - retention_days + 1, 1))
 
 
 def open_lake(settings: Settings) -> duckdb.DuckDBPyConnection:
