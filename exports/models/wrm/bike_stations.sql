@@ -2,14 +2,15 @@
     config(
         incremental_strategy='upsert_newest',
         unique_key=['station_id', 'timestamp'],
-        indexes=[{'columns': ['station_id']}, {'columns': ['timestamp']}, {'columns': ['date'], 'type': 'brin'}],
+        indexes=[{'columns': ['station_id']}, {'columns': ['timestamp']}, {'columns': ['date']}],
         pre_hook="{{ remove_outdated('landing_wrm__station_readings', ['station_id', 'timestamp'], 'processed_at') }}",
         post_hook="{{ mark_exported('landing_wrm__station_readings') }}",
     )
 }}
 
--- a feed that stands still over midnight gives the same reading on two days
-select distinct on (station_id, "timestamp")
+-- a feed that stands still over midnight gives the same reading on two days; time comes first, so that a day's rows
+-- lie together in the table however much lands at once
+select distinct on ("timestamp", station_id)
     id,
     station_id,
     "timestamp",
@@ -26,4 +27,4 @@ select distinct on (station_id, "timestamp")
     is_outside_service_area,
     is_name_mended
 from {{ source('landing', 'landing_wrm__station_readings') }}
-order by station_id, "timestamp", processed_at desc, date desc
+order by "timestamp", station_id, processed_at desc, date desc
