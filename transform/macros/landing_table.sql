@@ -8,7 +8,8 @@
 
   An object is a bronze object (its fingerprint is the code that reads it) or a daily partition (its fingerprint
   is the one in its state). Where an object that was exported has another fingerprint now, or is gone, its whole
-  day lands, so that exports can also remove what the day no longer holds. --full-refresh lands every day.
+  day lands, so that exports can also remove what the day no longer holds. --full-refresh lands every day. With
+  `lands_whole_history` every day lands then: of a row that many days hold, another day's may have to stand in.
 
   Of days before `export_from_day` (the setting EXPORT_RETENTION_DAYS) nothing lands, and what of them was exported
   counts as gone, so that PostgreSQL gives it up; the lake keeps it. A model with `expires=false` keeps every day.
@@ -76,6 +77,10 @@ create unlogged table if not exists {{ schema }}.pending_objects (
 {# Fills temp.landing_plan: (object, fingerprint, dt, is_whole_day, is_gone) of what has to land. #}
 {% macro plan_landing(node, input, schema) %}
   {%- do run_query('create or replace temp table landing_objects as ' ~ landing_objects(node, input)) -%}
+  {%- set whole = 'is_changed and not is_new' -%}
+  {%- if node.config.get('lands_whole_history') -%}
+    {%- set whole = '(select bool_or(' ~ whole ~ ') from compared)' -%}
+  {%- endif -%}
   {%- do run_query(
         "create or replace temp table landing_plan as
         with present as (
@@ -101,7 +106,7 @@ create unlogged table if not exists {{ schema }}.pending_objects (
             from present full join exported on present.object = exported.object
         ),
         days as (
-            select dt, bool_or(is_changed and not is_new) as is_whole_day, bool_or(is_changed) as has_change
+            select dt, bool_or(" ~ whole ~ ") as is_whole_day, bool_or(is_changed) as has_change
             from compared group by dt
             having not bool_or(is_unready)
         )
