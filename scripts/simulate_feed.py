@@ -35,9 +35,10 @@ HEADER = (
     "temporary,total_docks,givesbonus_acceptspedelecs_fbbattlevel,pedelecs"
 )
 FAILURES_CSV = (
-    "numer,typ,opis,data_zgloszenia\n"
-    "B-1001,rower,Przebita dętka,2025-05-11\n"
-    "S-14,stacja,Terminal nie działa,2025-05-12\n"
+    "Numer zgłoszenia,Typ,Nr roweru,Nr stacji,Opis,Data zgłoszenia,Data usunięcia,Status,Dzielnica\n"
+    "2025/0411,rower,602632,,Przebita dętka,2025-05-11 08:15,2025-05-12 14:00,usunięta,Krzyki\n"
+    '2025/0412,stacja,,15014,"Terminal nie działa, ekran ""zamarzł"".\nBez zmian",2025-05-12,,w trakcie,\n'
+    "2025/0413,rower,600043,15002,Luźny łańcuch,2025-05-12 19:40,,nowa,Stare Miasto\n"
 )
 DEPOT = (52.28, 21.01)
 ftfy.bad_codecs.ok()
@@ -240,7 +241,7 @@ MISBEHAVIOURS: dict[str, Callable[[str], Answer]] = {
 
 
 class FeedServer(ThreadingHTTPServer):
-    """The feed at `/wrm`, the defects at `/failures`; keeps the requests it saw in `requests`."""
+    """The feed at `/wrm`, `failures_csv` at `/failures`; keeps the requests it saw in `requests`."""
 
     daemon_threads = True
 
@@ -254,6 +255,7 @@ class FeedServer(ThreadingHTTPServer):
         self.started_at = datetime.now(UTC)
         self.misbehaviours: deque[str] = deque()
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.failures_csv = FAILURES_CSV.encode()
         self.last_text: str | None = None
         self.lock = threading.Lock()
 
@@ -292,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         self.server.requests.append((path, dict(self.headers)))
         if path == "/failures":
-            self._send(Answer(FAILURES_CSV.encode()))
+            self._send(Answer(self.server.failures_csv))
         elif path == "/wrm":
             self._send(self.server.answer())
         else:
