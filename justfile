@@ -68,6 +68,12 @@ dbt project *arguments: _environment
 psql *arguments: _environment
     @python -m scripts.open_psql "$@"
 
+# DuckDB's shell on the lake, or one query: query -csv "select …"
+[group('tools')]
+[no-exit-message]
+query *arguments: _environment
+    @python -m scripts.open_query "$@"
+
 # Keep the embedded PostgreSQL running until Ctrl-C
 [group('tools')]
 [no-exit-message]

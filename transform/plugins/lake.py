@@ -127,9 +127,9 @@ def first_exported_day(retention_days: int | None, today: date) -> date | None:
     return date.fromordinal(max(today.toordinal() - retention_days + 1, 1))
 
 
-def open_lake(settings: Settings) -> duckdb.DuckDBPyConnection:
+def open_lake(settings: Settings, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
     """A DuckDB of its own with a view for every model that is built, as dbt's has; close it in the end."""
-    conn = duckdb.connect(":memory:", config={"memory_limit": settings.duckdb_memory_limit})
+    conn = duckdb.connect(database, config={"memory_limit": settings.duckdb_memory_limit})
     lake = Lake.of(settings)
     prepare_connection(conn, settings, lake)
     conn.execute("set timezone = 'UTC'")
@@ -144,14 +144,21 @@ def prepare_connection(conn: duckdb.DuckDBPyConnection, settings: Settings, lake
     """Load the extensions and set the secrets that reach the lake and the warehouse."""
     load_extension(conn, "postgres_scanner")
     conn.execute(_postgres_secret(settings))
+    for statement in storage_statements(lake):
+        conn.execute(statement)
+
+
+def storage_statements(lake: Lake) -> list[str]:
+    """What any DuckDB has to be told to reach the lake's bucket; nothing for a local lake."""
     secret = lake.duckdb_secret()
-    if secret is not None:
-        load_extension(conn, "httpfs")
-        if "credential_chain" in secret:
-            load_extension(conn, "aws")
-        if lake.s3.ca_bundle:
-            conn.execute(f"set global ca_cert_file = {quoted(lake.s3.ca_bundle)}")
-        conn.execute(secret)
+    if secret is None:
+        return []
+    statements = [f"load {quoted(extension_file('httpfs'))}"]
+    if "credential_chain" in secret:
+        statements.append(f"load {quoted(extension_file('aws'))}")
+    if lake.s3.ca_bundle:
+        statements.append(f"set global ca_cert_file = {quoted(lake.s3.ca_bundle)}")
+    return [*statements, secret]
 
 
 def _postgres_secret(settings: Settings) -> str:
@@ -216,12 +223,45 @@ def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> Non
         conn.execute(f"reset variable {model}")
 
 
+def create_bronze_views(conn: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    """A view `<source>__<table>` for every bronze table, as dbt's sources are named; where the lake holds
+    nothing of one, an empty table with its columns."""
+    for source, tables in BRONZE.items():
+        for table, schema in tables.items():
+            name, folder = f"{source}__{table}", f"{lake.root}/bronze/{source}/{table}"
+            newest = _newest_day(lake, folder)
+            if newest is None:
+                conn.register("nothing_yet", schema.empty_table())
+                conn.execute(f"create table {name} as select *, null::date as dt from nothing_yet")
+                conn.unregister("nothing_yet")
+                continue
+            every_object = quoted(f"{folder}/dt=*/*.parquet")
+            # bound to one day: listing all objects takes long on S3, and bronze's schemas are frozen
+            conn.execute(f"set variable {name} = [{quoted(f'{folder}/{newest}/*.parquet')}]")
+            conn.execute(
+                f"create view {name} as select * from read_parquet("
+                f"coalesce(getvariable('{name}'), [{every_object}]), hive_partitioning = true)"
+            )
+            conn.execute(f"reset variable {name}")
+
+
+def _newest_day(lake: Lake, folder: str) -> str | None:
+    """The last `dt=…` below a folder that holds an object; one that is empty was left by a kill."""
+    filesystem = lake.filesystem()
+    days = sorted((os.path.basename(day) for day in filesystem.glob(f"{folder}/dt=*")), reverse=True)
+    return next((day for day in days if filesystem.glob(f"{folder}/{day}/*.parquet")), None)
+
+
 def load_extension(conn: duckdb.DuckDBPyConnection, name: str) -> None:
     """Load a signed DuckDB extension from its pinned wheel; nothing is downloaded."""
+    conn.execute(f"load {quoted(extension_file(name))}")
+
+
+def extension_file(name: str) -> str:
+    """Where the pinned wheel of a DuckDB extension has it."""
     wheel = importlib.import_module(f"duckdb_extension_{name}")
     version = f"v{duckdb.__version__}"
-    file = Path(wheel.__file__ or "").parent / "extensions" / version / f"{name}.duckdb_extension"
-    conn.execute(f"load {quoted(str(file))}")
+    return str(Path(wheel.__file__ or "").parent / "extensions" / version / f"{name}.duckdb_extension")
 
 
 def _write_empty_bronze(scratch: Path) -> None:

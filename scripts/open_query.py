@@ -1,0 +1,97 @@
+"""DuckDB's shell on the lake, with a view for every model that is built, the bronze tables and the seeds:
+
+python -m scripts.open_query                              an interactive shell
+python -m scripts.open_query "select …"                   prints a result and ends
+python -m scripts.open_query -csv "select …" >file.csv    options go to the shell: -json, -csv, -markdown, …
+
+Views and seeds stand in a database file of its own, which goes when the shell ends: what is made in it is not
+kept. The lake itself is read, never written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import duckdb
+
+from ingestion.lake import Lake, quoted
+from ingestion.settings import Settings
+from scripts.command import CommandError, run_command
+from transform.plugins.lake import create_bronze_views, open_lake, storage_statements
+
+# the wheel's own command adds a statement to each call, and looks for a binary on the network where it has none
+_WHEEL = importlib.util.find_spec("duckdb_cli")
+assert _WHEEL is not None and _WHEEL.origin is not None
+SHELL = Path(_WHEEL.origin).parent / "duckdb"
+
+
+def main() -> None:
+    run_command(_open)
+
+
+def _open(settings: Settings) -> None:
+    lake = Lake.of(settings)
+    _end_tidily()
+    with tempfile.TemporaryDirectory(prefix="bike-data-flow-") as folder:
+        database = Path(folder) / "lake.duckdb"
+        _make_views(settings, lake, database)
+        status = _run_shell(_preparation(settings, lake), [str(database), *sys.argv[1:]])
+    raise SystemExit(status)
+
+
+def _end_tidily() -> None:
+    """Ctrl-C is for the shell, which stops a query with it; other signals end this process by way of its
+    `with` blocks."""
+    signal.signal(signal.SIGINT, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
+def _make_views(settings: Settings, lake: Lake, database: Path) -> None:
+    try:
+        with closing(open_lake(settings, str(database))) as connection:
+            built = connection.execute("select 1 from duckdb_views() where not internal").fetchall()
+            create_bronze_views(connection, lake)
+    except (duckdb.Error, OSError) as error:
+        raise CommandError(
+            f"The lake is out of reach: {lake.url}. Check LAKE_URL and the AWS settings.\n{error}"
+        ) from error
+    if not built:
+        print(
+            f"Nothing is built yet: {lake.url}. Run: scripts/just run, or scripts/just backfill PATH_OR_URL.",
+            file=sys.stderr,
+        )
+
+
+def _preparation(settings: Settings, lake: Lake) -> str:
+    """What the shell runs first: a database file keeps neither settings, nor variables, nor secrets."""
+    statements = [
+        "set timezone = 'UTC'",
+        f"set memory_limit = {quoted(settings.duckdb_memory_limit)}",
+        f"set threads = {settings.duckdb_threads}",
+        "set autoinstall_known_extensions = false",
+        *storage_statements(lake),
+        f"set variable lake = {quoted(lake.root)}",
+    ]
+    return "".join(f"{statement};\n" for statement in statements)
+
+
+def _run_shell(preparation: str, arguments: list[str]) -> int:
+    """Run DuckDB's shell where the user stands; gives its status. The user's ~/.duckdbrc is left out."""
+    with tempfile.TemporaryFile("w+") as file:  # has no name, so that nobody else can read the secrets in it
+        file.write(preparation)
+        file.seek(0)
+        command = [SHELL, "-no-init", "-cmd", f".read /dev/fd/{file.fileno()}", *arguments]
+        folder = os.environ.get("CALLED_FROM") or None  # `just` goes to the project's root
+        return subprocess.run(command, pass_fds=[file.fileno()], cwd=folder).returncode
+
+
+if __name__ == "__main__":
+    main()
