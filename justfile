@@ -62,6 +62,12 @@ export: _environment
 dbt project *arguments: _environment
     @python -m scripts.run_dbt "$@"
 
+# Pages that explain every table and column, with lineage, for a browser
+[group('tools')]
+[no-exit-message]
+docs: _environment
+    @python -m scripts.build_docs
+
 # psql on the warehouse, embedded or not
 [group('tools')]
 [no-exit-message]

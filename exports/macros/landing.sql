@@ -3,9 +3,9 @@
 {% endmacro %}
 
 
-{# Run first: says what to do where nothing has landed yet. #}
+{# Run first: says what to do where nothing has landed yet. Documentation can do without. #}
 {% macro check_landed() %}
-  {%- if execute -%}
+  {%- if execute and flags.WHICH != 'generate' -%}
     {%- for id in selected_resources if id.startswith('model.') -%}
       {%- for source_id in graph.nodes[id].depends_on.nodes if source_id.startswith('source.') -%}
         {%- set name = graph.sources[source_id].identifier -%}
