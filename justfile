@@ -50,6 +50,12 @@ ingest source='wrm': _environment
 transform: _environment
     @python -m scripts.run_pipeline transform
 
+# Rebuild days whether stale or not, and show what moved: rebuild 2025-05-12 2025-06-01..2025-06-30
+[group('stages')]
+[no-exit-message]
+rebuild +days: _environment
+    @python -m scripts.rebuild_days "$@"
+
 # Bring what is new to PostgreSQL
 [group('stages')]
 [no-exit-message]

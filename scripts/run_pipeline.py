@@ -100,23 +100,17 @@ def export_readings(settings: Settings) -> None:
     _dbt(settings, "exports", "build", "--select", *READINGS.values(), *cautious)
 
 
-def transform(settings: Settings) -> None:
-    """Rebuild the stale days of every model of the lake, and test what was built."""
+def transform(settings: Settings, *options: str) -> None:
+    """Rebuild the stale days of every model of the lake, and test what was built; `options` are dbt's."""
     # unit tests are about code: CI runs them, `dbt build` does too; seeds are there from the start
-    _dbt(
-        settings,
-        "transform",
-        "build",
-        "--exclude-resource-type",
-        "unit_test",
-        "--exclude-resource-type",
-        "seed",
-    )
+    excluded = ("--exclude-resource-type", "unit_test", "--exclude-resource-type", "seed")
+    _dbt(settings, "transform", "build", *excluded, *options)
 
 
-def export_marts(settings: Settings) -> None:
-    """The marts' rebuilt days into PostgreSQL, and what else is not there yet."""
-    _dbt(settings, "transform", "build", "--select", "tag:landing")
+def export_marts(settings: Settings, *options: str) -> None:
+    """The marts' rebuilt days into PostgreSQL, and what else is not there yet; `options` are those of the
+    dbt that lands them."""
+    _dbt(settings, "transform", "build", "--select", "tag:landing", *options)
     _dbt(settings, "exports", "build")
 
 

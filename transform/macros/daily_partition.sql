@@ -27,7 +27,8 @@
   so whatever a crash leaves behind is rebuilt by the next run; until then, what reads the model leaves that day as it
   is. A day that fails a test loses its fingerprint as well. A day without inputs loses its partition.
 
-  --full-refresh rebuilds every day; --vars '{from_day: 2025-05-01, to_day: 2025-05-31}' restricts the days.
+  --full-refresh rebuilds every day; --vars '{from_day: 2025-05-01, to_day: 2025-05-31}' restricts the days,
+  and so does --vars '{days: [2025-05-01, 2025-05-31]}'.
 #}
 
 {% materialization daily_partition, adapter='duckdb' %}
@@ -131,13 +132,9 @@
   {%- set carries_over = node.config.get('carries_over', false) -%}
   {%- set keeps_newest = node.config.get('keeps') == 'newest' -%}
   {%- set until_now = 'over (order by dt rows unbounded preceding)' if carries_over else '' -%}
-  {%- set ranges -%}
-    {%- if var('from_day', none) and not keeps_newest %} and last_read >= cast('{{ var("from_day") }}' as date){% endif -%}
-    {%- if var('to_day', none) and not keeps_newest and not carries_over %} and first_read <= cast('{{ var("to_day") }}' as date){% endif -%}
-  {%- endset -%}
+  {%- set asked = days_asked(carries_over) if not keeps_newest else 'true' -%}
   {#- a day that carries over is made from the one before: earlier stale days come first, and later ones follow -#}
-  {%- set in_range = 'true' ~ ranges -%}
-  {%- set is_asked = '(is_stale or ' ~ in_range ~ ')' if carries_over else in_range -%}
+  {%- set is_asked = '(is_stale or ' ~ asked ~ ')' if carries_over else asked -%}
   {%- set rebuild_all = 'true' if should_full_refresh() else 'false' -%}
   {%- set input_days -%}
     {%- for input in inputs %}
@@ -154,8 +151,7 @@
         string_agg(input || ':' || read_dt || ':' || token, ';' order by input, read_dt) as tokens,
         string_agg(input || '=' || read_dt, ',' order by input, read_dt) as present,
         sum(build_seconds) filter (read_dt = dt) as build_seconds,
-        min(read_dt) as first_read,
-        max(read_dt) as last_read,
+        list(read_dt) as days_read,
       from inputs
       group by dt
     ),
@@ -164,8 +160,7 @@
         dt,
         present,
         coalesce(build_seconds, 0) as build_seconds,
-        first_read,
-        last_read,
+        days_read,
         lag(dt) over (order by dt) as before,
         dt = max(dt) over () as is_newest,
         {{ 'bool_or(is_unready) ' ~ until_now if carries_over else 'is_unready' }} as is_unready,
@@ -187,8 +182,7 @@
       wanted.build_seconds,
       wanted.before::varchar as before,
       wanted.is_newest,
-      coalesce(wanted.first_read, day_state.dt) as first_read,
-      coalesce(wanted.last_read, day_state.dt) as last_read,
+      coalesce(wanted.days_read, [day_state.dt]) as days_read,
       wanted.dt is null as is_vanished,
       wanted.dt is null or day_state.dt is null or day_state.fingerprint is null
         or wanted.fingerprint <> day_state.fingerprint as is_stale,
@@ -214,6 +208,22 @@
     {%- do run_query("update temp.day_state set fingerprint = null where dt in ('" ~ dts ~ "')") -%}
   {%- endif -%}
   {{ return(plan) }}
+{% endmacro %}
+
+
+{# The vars from_day, to_day and days as a condition on the days that a day is made from. #}
+{% macro days_asked(carries_over) %}
+  {%- set conditions = ['true'] -%}
+  {%- if var('from_day', none) -%}{%- do conditions.append("day >= date '" ~ var('from_day') ~ "'") -%}{%- endif -%}
+  {%- if var('to_day', none) and not carries_over -%}
+    {%- do conditions.append("day <= date '" ~ var('to_day') ~ "'") -%}
+  {%- endif -%}
+  {%- if var('days', none) and carries_over -%}
+    {%- do conditions.append("day >= date '" ~ var('days') | min ~ "'") -%}
+  {%- elif var('days', none) -%}
+    {%- do conditions.append("day in (date '" ~ var('days') | join("', date '") ~ "')") -%}
+  {%- endif -%}
+  {{ return('len(list_filter(days_read, lambda day: ' ~ conditions | join(' and ') ~ ')) > 0') }}
 {% endmacro %}
 
 

@@ -8,7 +8,8 @@
 
   An object is a bronze object (its fingerprint is the code that reads it) or a daily partition (its fingerprint
   is the one in its state). Where an object that was exported has another fingerprint now, or is gone, its whole
-  day lands, so that exports can also remove what the day no longer holds. --full-refresh lands every day. With
+  day lands, so that exports can also remove what the day no longer holds. --full-refresh lands every day;
+  --vars '{days: [2025-05-01, 2025-05-31]}' restricts the days, the others land another time. With
   `lands_whole_history` every day lands then: of a row that many days hold, another day's may have to stand in.
 
   Of days before `export_from_day` (the setting EXPORT_RETENTION_DAYS) nothing lands, and what of them was exported
@@ -81,6 +82,9 @@ create unlogged table if not exists {{ schema }}.pending_objects (
   {%- if node.config.get('lands_whole_history') -%}
     {%- set whole = '(select bool_or(' ~ whole ~ ') from compared)' -%}
   {%- endif -%}
+  {%- set wanted -%}
+    {%- if var('days', none) %} and dt in ('{{ var("days") | join("', '") }}'){% endif -%}
+  {%- endset -%}
   {%- do run_query(
         "create or replace temp table landing_plan as
         with present as (
@@ -112,7 +116,7 @@ create unlogged table if not exists {{ schema }}.pending_objects (
         )
         select object, fingerprint, dt, days.is_whole_day, is_gone
         from compared join days using (dt)
-        where days.is_whole_day or (days.has_change and compared.is_changed)") -%}
+        where (days.is_whole_day or (days.has_change and compared.is_changed))" ~ wanted) -%}
   {#- of every day: an archive older than what PostgreSQL is to hold is no mistake -#}
   {%- set counts = run_query("select (select count(*) from temp.landing_objects) as present, "
         ~ "(select count(*) from temp.landing_plan where is_gone) as gone").rows[0] -%}

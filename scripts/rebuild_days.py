@@ -1,0 +1,218 @@
+"""Rebuild UTC days of every model, stale or not, show which lines moved between kept and quarantined, and
+bring the days to PostgreSQL: python -m scripts.rebuild_days 2025-05-12 2025-06-01..2025-06-30
+
+So a mended rule can be tried on a few days; the next `transform` and `export` do the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass, fields
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import psycopg2
+from rich.console import Console
+from rich.table import Table
+
+from ingestion.lake import Lake, quoted
+from ingestion.schemas import BRONZE
+from ingestion.settings import Settings
+from scripts.command import CommandError, run_command, the_only_job
+from scripts.run_pipeline import export_marts, transform
+from scripts.start_postgres import running_postgres
+from transform.plugins.lake import open_lake
+
+
+class DaysError(CommandError):
+    """Days that cannot be rebuilt."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of one day's lines, in numbers."""
+
+    kept: int
+    duplicates: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """Lines of one day that went into quarantine or out of it, and why they were rejected."""
+
+    day: date
+    way: str
+    reasons: str
+    lines: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("days", nargs="+", help="2025-05-12, or 2025-05-01..2025-05-31")
+    given = parser.parse_args()
+
+    def job(settings: Settings) -> None:
+        ranges = [parse_range(text) for text in given.days]
+        with the_only_job(settings, "rebuild"):
+            rebuild(settings, held_days(settings, ranges))
+
+    run_command(job)
+
+
+def rebuild(settings: Settings, days: list[date]) -> None:
+    """Rebuild the days, report, and bring them to PostgreSQL."""
+    # all days in one call of dbt: it parses the project anew whenever --vars change
+    only = ("--vars", json.dumps({"days": [str(day) for day in days]}))
+    with running_postgres(settings), tempfile.TemporaryDirectory(prefix="bike-data-flow-") as folder:
+        land_again(settings, days)
+        quarantine = Path(folder) / "quarantine.parquet"
+        before = remember(settings, days, quarantine)
+        transform(settings, "--full-refresh", *only)
+        report(before, *compare(settings, days, before, quarantine))
+        export_marts(settings, *only)
+
+
+def parse_range(text: str) -> tuple[date, date]:
+    """First and last day of `2025-05-12` or `2025-05-01..2025-05-31`. Raises `DaysError`."""
+    day = r"\d{4}-\d\d-\d\d"
+    try:
+        if not re.fullmatch(rf"{day}(\.\.{day})?", text):
+            raise ValueError
+        first, last = (date.fromisoformat(part) for part in (text[:10], text[-10:]))
+    except ValueError:
+        raise DaysError(
+            f"DAYS are malformed: {text!r}. Give days such as 2025-05-12 or 2025-05-01..2025-05-31."
+        ) from None
+    if first > last:
+        raise DaysError(f"DAYS run backwards: {text!r}. Give the earlier day first: {last}..{first}.")
+    return first, last
+
+
+def held_days(settings: Settings, ranges: list[tuple[date, date]]) -> list[date]:
+    """Those days of the ranges of which bronze holds anything, in order. Raises `DaysError` on none."""
+    lake = Lake.of(settings)
+    found = {
+        match[1]
+        for source, tables in BRONZE.items()
+        for table in tables
+        for folder in lake.filesystem().glob(f"{lake.root}/bronze/{source}/{table}/dt=*")
+        if (match := re.search(r"/dt=(\d{4}-\d\d-\d\d)/?$", folder))
+    }
+    held = sorted(date.fromisoformat(day) for day in found)
+    wanted = [day for day in held if any(first <= day <= last for first, last in ranges)]
+    if wanted:
+        return wanted
+    asked = " ".join(str(first) if first == last else f"{first}..{last}" for first, last in ranges)
+    holds = f"days from {held[0]} to {held[-1]}" if held else "nothing yet"
+    raise DaysError(
+        f"The lake holds none of these days: {asked}. It holds {holds}; "
+        "import others with: scripts/just backfill PATH_OR_URL"
+    )
+
+
+def land_again(settings: Settings, days: list[date]) -> None:
+    """Have the next export land these days whole. Done first: so it does even if this run is killed."""
+    exported = f"{settings.landing_schema}.exported_objects"
+    with closing(psycopg2.connect(**settings.postgres_parameters())) as connection:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute("select to_regclass(%s) is not null", [exported])
+        if cursor.fetchone() == (True,):
+            cursor.execute(
+                f"update {exported} set fingerprint = '' where lake = %s and dt = any(%s)",
+                [Lake.of(settings).root, days],
+            )
+
+
+def remember(settings: Settings, days: list[date], file: Path) -> dict[date, Account]:
+    """The days as they stand, their quarantined lines in a Parquet file; nothing if they were never built."""
+    with closing(open_lake(settings)) as lake:
+        try:
+            lake.execute(f"copy ({_quarantined(days)}) to {quoted(str(file))} (format parquet)")
+            return _accounts(lake, days)
+        except duckdb.CatalogException:  # a view is missing
+            return {}
+
+
+def compare(
+    settings: Settings, days: list[date], before: dict[date, Account], file: Path
+) -> tuple[dict[date, Account], list[Move]]:
+    """The days as they stand now, and the lines that moved on those that were built before."""
+    known = [day for day in days if day in before]
+    with closing(open_lake(settings)) as lake:
+        return _accounts(lake, days), _moves(lake, known, file) if known else []
+
+
+def _accounts(lake: duckdb.DuckDBPyConnection, days: list[date]) -> dict[date, Account]:
+    rows = lake.execute(
+        "select dt, station_readings_count + free_bike_readings_count, duplicates_count, quarantined_count "
+        f"from fct_daily_processing where dt in ({_listed(days)})"
+    ).fetchall()
+    return {day: Account(*counts) for day, *counts in rows}
+
+
+def _moves(lake: duckdb.DuckDBPyConnection, days: list[date], file: Path) -> list[Move]:
+    line = "(payload_sha256, line_number, snapshot_observed_at)"
+    rows = lake.execute(f"""
+        with before as (select * from read_parquet({quoted(str(file))})),
+        now as ({_quarantined(days)}),
+        moved as (
+            select dt, 'out of quarantine' as way, reasons from before anti join now using {line}
+            union all
+            select dt, 'into quarantine', reasons from now anti join before using {line}
+        )
+        select dt, way, reasons, count(*) from moved group by all order by all""").fetchall()
+    return [Move(*row) for row in rows]
+
+
+def _quarantined(days: list[date]) -> str:
+    return (
+        "select dt, payload_sha256, line_number, snapshot_observed_at, "
+        "array_to_string(list_sort(rejection_reasons), ' + ') as reasons "
+        f"from int_wrm__lines_quarantined where dt in ({_listed(days)})"
+    )
+
+
+def _listed(days: list[date]) -> str:
+    return ", ".join(quoted(str(day)) for day in days)
+
+
+def report(before: dict[date, Account], now: dict[date, Account], moves: list[Move]) -> None:
+    """What became of the days' lines, and the lines that are judged otherwise now."""
+    console = Console(highlight=False)
+    counts = [field.name for field in fields(Account)]
+    accounts = _table("Lines of the rebuilt days (UTC)", "day", *counts)
+    for day in sorted(now):
+        was = before.get(day)
+        accounts.add_row(str(day), *(_change(was and getattr(was, n), getattr(now[day], n)) for n in counts))
+    console.print(accounts)
+    if not moves:
+        console.print("Nothing moved between kept and quarantined.")
+        return
+    moved = _table("Lines that moved", "day", "lines", "way", "reasons")
+    for move in moves:
+        moved.add_row(str(move.day), f"{move.lines:,}", move.way, move.reasons)
+    console.print(moved)
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("day", "way", "reasons") else "right")
+    return table
+
+
+def _change(before: int | None, now: int) -> str:
+    if before is None:
+        return f"not built → {now:,}"
+    return f"{now:,}" if before == now else f"{before:,} → {now:,}"
+
+
+if __name__ == "__main__":
+    main()
