@@ -2,7 +2,7 @@
 python -m scripts.build_docs
 
 It writes DATA_DIR/docs/index.html, which leads to the pages of both dbt projects. Each is one file that loads
-nothing else and can be moved anywhere. Types are those of what is built: an empty lake shows descriptions only.
+nothing else. Types are those of what is built: without it there are descriptions only.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from ingestion.settings import Settings
 from scripts.command import CommandError, run_command
 from transform.plugins.lake import create_bronze_views, open_lake, storage_statements
 
-# the wheel's own command adds a statement to each call, and looks for a binary on the network where it has none
+# the program itself: the wheel's command for it downloads one where it has none
 _WHEEL = importlib.util.find_spec("duckdb_cli")
 assert _WHEEL is not None and _WHEEL.origin is not None
 SHELL = Path(_WHEEL.origin).parent / "duckdb"
@@ -47,9 +47,7 @@ def _open(settings: Settings) -> None:
 
 
 def _end_tidily() -> None:
-    """Ctrl-C is for the shell, which stops a query with it; other signals end this process by way of its
-    `with` blocks."""
-    signal.signal(signal.SIGINT, lambda *_: None)
+    """Have a closed terminal end this process by way of its `with` blocks."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
 
@@ -80,7 +78,8 @@ def _preparation(settings: Settings, lake: Lake) -> str:
         *storage_statements(lake),
         f"set variable lake = {quoted(lake.root)}",
     ]
-    return "".join(f"{statement};\n" for statement in statements)
+    # a secret reports its success, which is no part of an answer
+    return ".output /dev/null\n" + "".join(f"{statement};\n" for statement in statements) + ".output\n"
 
 
 def _run_shell(preparation: str, arguments: list[str]) -> int:
@@ -88,6 +87,7 @@ def _run_shell(preparation: str, arguments: list[str]) -> int:
     with tempfile.TemporaryFile("w+") as file:  # has no name, so that nobody else can read the secrets in it
         file.write(preparation)
         file.seek(0)
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the shell, which stops a query with it
         command = [SHELL, "-no-init", "-cmd", f".read /dev/fd/{file.fileno()}", *arguments]
         folder = os.environ.get("CALLED_FROM") or None  # `just` goes to the project's root
         return subprocess.run(command, pass_fds=[file.fileno()], cwd=folder).returncode
