@@ -24,11 +24,8 @@ from scripts.command import run_command, the_only_job
 from scripts.run_dbt import run_dbt
 from scripts.start_postgres import running_postgres
 
-# what PostgreSQL gets before its day is rebuilt: landing model → public table
-READINGS = {
-    "landing_wrm__station_readings": "bike_stations",
-    "landing_wrm__free_bike_readings": "free_bikes",
-}
+# public tables that PostgreSQL gets before their days are rebuilt in the lake
+READINGS = ("bike_stations", "free_bikes")
 
 # messages of dbt's nodes that tell of days or rows: "built days: 2", "landed days: 1", "INSERT 0 705"
 _NEWS = re.compile(r"(built|landed|INSERT)\D*(?:0 )?(\d+)$")
@@ -95,9 +92,9 @@ def import_archive(settings: Settings, location: str) -> list[str]:
 
 def export_readings(settings: Settings) -> None:
     """New readings into PostgreSQL, straight from bronze, before any day is rebuilt."""
-    _dbt(settings, "transform", "build", "--select", *READINGS)
+    _dbt(settings, "transform", "build", "--select", *(f"landing_wrm__{table}" for table in READINGS))
     cautious = ("--indirect-selection", "cautious")  # tests that read summaries too wait for these
-    _dbt(settings, "exports", "build", "--select", *READINGS.values(), *cautious)
+    _dbt(settings, "exports", "build", "--select", *READINGS, *cautious)
 
 
 def transform(settings: Settings, *options: str) -> None:
@@ -112,6 +109,13 @@ def export_marts(settings: Settings, *options: str) -> None:
     dbt that lands them."""
     _dbt(settings, "transform", "build", "--select", "tag:landing", *options)
     _dbt(settings, "exports", "build")
+
+
+def reconcile(settings: Settings) -> None:
+    """Compare lake and PostgreSQL on the days just exported: counts and checksums."""
+    started = time.monotonic()
+    run_dbt(settings, "transform", "--quiet", "build", "--select", "tag:reconciliation")
+    logger.info("reconciliation: lake and PostgreSQL agree, %.1f s", time.monotonic() - started)
 
 
 def _dbt(settings: Settings, project: str, *arguments: str) -> None:
@@ -138,8 +142,10 @@ def build_and_export(settings: Settings, stages: Stages) -> None:
         export_readings(settings)
     with stages.timed("silver and gold"):
         transform(settings)
-    with stages.timed("summaries to PostgreSQL"):
+    with stages.timed("marts to PostgreSQL"):
         export_marts(settings)
+    with stages.timed("reconciliation"):
+        reconcile(settings)
 
 
 def run(settings: Settings) -> str | None:

@@ -13,7 +13,7 @@ where summary.date in (
     select exported.dt
     from {{ source('landing', 'exported_objects') }} as exported
     where exported.exported_at > now() - interval '1 hour'
-        and exported.model = 'landing_wrm__daily_station_readings'
+        and exported.model = 'landing_wrm__stations_data_summary'
 )
 group by summary.date, summary.total_records
 having summary.total_records > count(readings.id)

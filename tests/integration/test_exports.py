@@ -97,7 +97,7 @@ def test_exporting_again_lands_nothing_and_new_snapshots_land_alone(workplace, a
     folder = archive(**{raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00"))})
     load(workplace, folder)
     export_readings(workplace.settings)
-    landed = "select count(*) from landing.landing_wrm__station_readings"
+    landed = "select count(*) from landing.landing_wrm__bike_stations"
     assert workplace.warehouse_rows(landed) == [(0,)]
     archive(**{raw_name("2025-05-12 13:00:00"): small_snapshot(moment("2025-05-12 13:00:00"))})
     wrm.import_archive(workplace.settings, str(folder))
@@ -124,7 +124,7 @@ def test_the_newest_fetch_wins_and_an_older_one_never_overwrites(workplace, arch
         with connection.cursor() as cursor:
             cursor.execute(
                 "delete from landing.exported_objects where object = (select min(object) "
-                "from landing.exported_objects where model = 'landing_wrm__station_readings')"
+                "from landing.exported_objects where model = 'landing_wrm__bike_stations')"
             )
     export_readings(workplace.settings)
     assert_both_sides_hold_the_same_readings(workplace)
@@ -278,6 +278,6 @@ def test_full_refresh_of_the_landing_lands_every_day(workplace, archive):
     load(
         workplace, archive(**{raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00"))})
     )
-    arguments = ("--quiet", "build", "--full-refresh", "--select", "landing_wrm__station_readings")
+    arguments = ("--quiet", "build", "--full-refresh", "--select", "landing_wrm__bike_stations")
     nodes = run_dbt(workplace.settings, "transform", *arguments)
-    assert nodes["landing_wrm__station_readings"] == "landed days: 1"
+    assert nodes["landing_wrm__bike_stations"] == "landed days: 1"

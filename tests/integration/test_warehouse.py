@@ -127,7 +127,7 @@ def test_readers_may_select_the_exported_tables_and_nothing_else(workplace, day_
         "create table mine (id integer)",
         "create schema mine",
         "select * from landing.exported_objects",
-        "select * from landing.landing_wrm__station_readings",
+        "select * from landing.landing_wrm__bike_stations",
     ):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             execute(workplace, forbidden, user=user)

@@ -2,7 +2,7 @@
 
 -- For every landing model that copies a mart, rows per day on both sides.
 {%- if execute and flags.WHICH in ('build', 'test') %}
-{%- set public_schema = lake_value('landing_schema') | replace('_landing', '') | replace('landing', 'public') %}
+{%- set public_schema = lake_value('public_schema') %}
 {%- for node in graph.nodes.values() if node.config.get('meta', {}).get('copies') %}
 {%- set mart = graph.nodes.values() | selectattr('name', 'equalto', node.config.meta.copies) | first %}
 {%- set table = node.name.split('__')[1] %}

@@ -6,13 +6,13 @@
 -- depends_on: {{ ref('int_wrm__free_bike_readings_deduplicated') }}
 {%- set kinds = [
     {
-        'model': 'int_wrm__station_readings_deduplicated', 'landing': 'landing_wrm__station_readings',
+        'model': 'int_wrm__station_readings_deduplicated', 'landing': 'landing_wrm__bike_stations',
         'table': 'bike_stations', 'key': 'station_id',
         'lake_columns': ['station_id', 'bikes_count', 'spaces_count', 'docks_count'],
         'columns': ['station_id', 'bikes', 'spaces', 'total_docks'],
     },
     {
-        'model': 'int_wrm__free_bike_readings_deduplicated', 'landing': 'landing_wrm__free_bike_readings',
+        'model': 'int_wrm__free_bike_readings_deduplicated', 'landing': 'landing_wrm__free_bikes',
         'table': 'free_bikes', 'key': 'bike_id',
         'lake_columns': ['bike_id', 'battery_pct'],
         'columns': ['bike_id', 'battery_pct'],
@@ -20,7 +20,7 @@
 ] %}
 
 {%- if execute and flags.WHICH in ('build', 'test') %}
-{%- set public_schema = lake_value('landing_schema') | replace('_landing', '') | replace('landing', 'public') %}
+{%- set public_schema = lake_value('public_schema') %}
 {%- for kind in kinds %}
 {%- set days = days_to_reconcile(kind.landing) %}
 {%- set node = graph.nodes.values() | selectattr('name', 'equalto', kind.model) | first %}

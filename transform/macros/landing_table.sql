@@ -31,8 +31,7 @@
 
   {{ run_hooks(pre_hooks) }}
 
-  {%- do adapter.store_relation('lake', this, [], '', 'parquet',
-        {'operation': 'attach_warehouse', 'ddl': landing_ddl(schema)}) -%}
+  {%- do attach_warehouse(schema) -%}
   {%- do run_query('delete from warehouse.' ~ schema ~ ".pending_objects where model = '" ~ model.name ~ "'") -%}
   {%- do plan_landing(model, input, schema) -%}
   {%- do prepare_landing_table(sql, input, schema, model.name) -%}
@@ -59,6 +58,13 @@
   {{ run_hooks(post_hooks) }}
   {{ return({'relations': []}) }}
 {% endmaterialization %}
+
+
+{# PostgreSQL as the database `warehouse`, with the landing schema in it. #}
+{% macro attach_warehouse(schema) %}
+  {%- do adapter.store_relation('lake', this, [], '', 'parquet',
+        {'operation': 'attach_warehouse', 'ddl': landing_ddl(schema)}) -%}
+{% endmacro %}
 
 
 {# In one transaction; the lock is for processes that make the same schema at the same moment. #}

@@ -78,6 +78,7 @@ class Plugin(BasePlugin):
         cursor.execute(f"set variable lake = {quoted(self.lake.root)}")
         cursor.execute(f"set variable scratch = {quoted(self.scratch)}")
         cursor.execute(f"set variable landing_schema = {quoted(self.settings.landing_schema)}")
+        cursor.execute(f"set variable public_schema = {quoted(self.settings.postgres_schema)}")
         first = first_exported_day(self.settings.export_retention_days, datetime.now(UTC).date())
         cursor.execute("set variable export_from_day = cast(? as date)", [first])
 

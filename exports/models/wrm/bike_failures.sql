@@ -4,8 +4,8 @@
         unique_key=['id'],
         keep_earliest=['created_at'],
         indexes=[{'columns': ['bike_id']}, {'columns': ['station_id']}, {'columns': ['reported_at']}],
-        pre_hook="{{ remove_outdated('landing_wrm__failures', ['id'], 'processed_at') }}",
-        post_hook="{{ mark_exported('landing_wrm__failures') }}",
+        pre_hook="{{ remove_outdated('landing_wrm__bike_failures', ['id'], 'processed_at') }}",
+        post_hook="{{ mark_exported('landing_wrm__bike_failures') }}",
     )
 }}
 
@@ -24,5 +24,5 @@ select distinct on (id)
     attributes::jsonb as attributes,
     date,
     processed_at
-from {{ source('landing', 'landing_wrm__failures') }}
+from {{ source('landing', 'landing_wrm__bike_failures') }}
 order by id, processed_at desc, date desc

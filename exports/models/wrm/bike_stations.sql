@@ -3,8 +3,8 @@
         incremental_strategy='upsert_newest',
         unique_key=['station_id', 'timestamp'],
         indexes=[{'columns': ['station_id']}, {'columns': ['timestamp']}, {'columns': ['date']}],
-        pre_hook="{{ remove_outdated('landing_wrm__station_readings', ['station_id', 'timestamp'], 'processed_at') }}",
-        post_hook="{{ mark_exported('landing_wrm__station_readings') }}",
+        pre_hook="{{ remove_outdated('landing_wrm__bike_stations', ['station_id', 'timestamp'], 'processed_at') }}",
+        post_hook="{{ mark_exported('landing_wrm__bike_stations') }}",
     )
 }}
 
@@ -26,5 +26,5 @@ select distinct on ("timestamp", station_id)
     has_capacity_mismatch,
     is_outside_service_area,
     is_name_mended
-from {{ source('landing', 'landing_wrm__station_readings') }}
+from {{ source('landing', 'landing_wrm__bike_stations') }}
 order by "timestamp", station_id, processed_at desc, date desc

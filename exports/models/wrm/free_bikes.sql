@@ -3,8 +3,8 @@
         incremental_strategy='upsert_newest',
         unique_key=['bike_id', 'timestamp'],
         indexes=[{'columns': ['timestamp']}, {'columns': ['date'], 'type': 'brin'}],
-        pre_hook="{{ remove_outdated('landing_wrm__free_bike_readings', ['bike_id', 'timestamp'], 'processed_at') }}",
-        post_hook="{{ mark_exported('landing_wrm__free_bike_readings') }}",
+        pre_hook="{{ remove_outdated('landing_wrm__free_bikes', ['bike_id', 'timestamp'], 'processed_at') }}",
+        post_hook="{{ mark_exported('landing_wrm__free_bikes') }}",
     )
 }}
 
@@ -20,5 +20,5 @@ select distinct on (bike_id, "timestamp")
     is_outside_service_area,
     date,
     processed_at
-from {{ source('landing', 'landing_wrm__free_bike_readings') }}
+from {{ source('landing', 'landing_wrm__free_bikes') }}
 order by bike_id, "timestamp", processed_at desc, date desc

@@ -2,8 +2,8 @@
     config(
         incremental_strategy='delete+insert',
         unique_key='date',
-        pre_hook="{{ remove_outdated('landing_wrm__daily_processing', ['date']) }}",
-        post_hook="{{ mark_exported('landing_wrm__daily_processing') }}",
+        pre_hook="{{ remove_outdated('landing_wrm__processing_summary', ['date']) }}",
+        post_hook="{{ mark_exported('landing_wrm__processing_summary') }}",
     )
 }}
 
@@ -26,4 +26,4 @@ select
     fetch_seconds,
     silver_seconds,
     processed_at
-from {{ source('landing', 'landing_wrm__daily_processing') }}
+from {{ source('landing', 'landing_wrm__processing_summary') }}

@@ -2,8 +2,8 @@
     config(
         incremental_strategy='delete+insert',
         unique_key='date',
-        pre_hook="{{ remove_outdated('landing_wrm__daily_station_readings', ['date']) }}",
-        post_hook="{{ mark_exported('landing_wrm__daily_station_readings') }}",
+        pre_hook="{{ remove_outdated('landing_wrm__stations_data_summary', ['date']) }}",
+        post_hook="{{ mark_exported('landing_wrm__stations_data_summary') }}",
     )
 }}
 
@@ -16,4 +16,4 @@ select
     avg_bikes,
     avg_spaces,
     processed_at
-from {{ source('landing', 'landing_wrm__daily_station_readings') }}
+from {{ source('landing', 'landing_wrm__stations_data_summary') }}

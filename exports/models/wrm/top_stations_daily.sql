@@ -2,8 +2,8 @@
     config(
         incremental_strategy='delete+insert',
         unique_key='date',
-        pre_hook="{{ remove_outdated('landing_wrm__top_stations', ['date', 'activity_rank']) }}",
-        post_hook="{{ mark_exported('landing_wrm__top_stations') }}",
+        pre_hook="{{ remove_outdated('landing_wrm__top_stations_daily', ['date', 'activity_rank']) }}",
+        post_hook="{{ mark_exported('landing_wrm__top_stations_daily') }}",
     )
 }}
 
@@ -18,4 +18,4 @@ select
     avg_bikes,
     avg_spaces,
     records
-from {{ source('landing', 'landing_wrm__top_stations') }}
+from {{ source('landing', 'landing_wrm__top_stations_daily') }}

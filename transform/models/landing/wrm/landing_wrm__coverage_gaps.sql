@@ -1,3 +1,5 @@
+{{ config(meta={'copies': 'fct_coverage_gaps'}) }}
+
 with mart as (
     select * from {{ ref('fct_coverage_gaps') }}
 ),

@@ -1,3 +1,5 @@
+{{ config(meta={'copies': 'fct_daily_network'}) }}
+
 with mart as (
     select * from {{ ref('fct_daily_network') }}
 ),

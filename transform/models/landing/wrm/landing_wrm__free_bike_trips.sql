@@ -1,3 +1,5 @@
+{{ config(meta={'copies': 'fct_free_bike_trips'}) }}
+
 with mart as (
     select * from {{ ref('fct_free_bike_trips') }}
 ),

@@ -1,3 +1,5 @@
+{{ config(meta={'copies': 'fct_hourly_coverage'}) }}
+
 with mart as (
     select * from {{ ref('fct_hourly_coverage') }}
 ),

@@ -1,4 +1,4 @@
-{{ config(expires=false) }}
+{{ config(expires=false, meta={'copies': 'dim_bike_stations'}) }}
 
 with mart as (
     select * from {{ ref('dim_bike_stations') }}

@@ -1,3 +1,5 @@
+{{ config(meta={'copies': 'fct_daily_processing'}) }}
+
 with days as (
     select * from {{ ref('fct_daily_processing') }}
 ),
