@@ -98,7 +98,9 @@ def main() -> None:
     given = parser.parse_args()
 
     def job(settings: Settings) -> None:
-        needs_postgres = given.project == "exports" or any("landing" in a for a in given.arguments)
+        needs_postgres = given.project == "exports" or any(
+            word in argument for argument in given.arguments for word in ("landing", "reconciliation")
+        )
         with running_postgres(settings) if needs_postgres else contextlib.nullcontext():
             run_dbt(settings, given.project, *given.arguments)
 

@@ -14,8 +14,8 @@
         coalesce(in_lake.dt, in_postgres.date) as date,
         in_lake.row_count as rows_in_lake,
         in_postgres.row_count as rows_in_postgres,
-        'lake and PostgreSQL do not hold as many rows of this day; run scripts/just run, then look again'
-        as failure_reason,
+        'lake and PostgreSQL do not hold as many rows of this day; run: scripts/just rebuild '
+        || coalesce(in_lake.dt, in_postgres.date) as failure_reason,
     from (
         select dt, row_count from ({{ lake_row_counts(mart) }})
         where {{ in_days | replace('date in', 'dt in') }}

@@ -69,7 +69,7 @@
         date,
         in_lake.readings_count as readings_in_lake,
         in_postgres.readings_count as readings_in_postgres,
-        'lake and PostgreSQL do not hold the same readings of this day; run scripts/just run, then look again'
+        'lake and PostgreSQL do not hold the same readings of this day; run: scripts/just rebuild ' || date
         as failure_reason,
     from in_lake
     full join in_postgres using (date)
