@@ -22,11 +22,12 @@ measured as (
     into name measure value value
 ),
 
+-- equal values may differ in the last digit, depending on the order of their sums
 ranked as (
     select
         *,
-        row_number() over (partition by measure order by value desc, station_id) as rank_from_top,
-        row_number() over (partition by measure order by value, station_id) as rank_from_bottom,
+        row_number() over (partition by measure order by round(value, 9) desc, station_id) as rank_from_top,
+        row_number() over (partition by measure order by round(value, 9), station_id) as rank_from_bottom,
     from measured
 ),
 
