@@ -14,12 +14,13 @@ moved as (
         epoch_us(started_at - previous_ended_at) / 60000000.0 as duration_minutes,
         previous_latitude as start_latitude,
         previous_longitude as start_longitude,
-        latitude as end_latitude,
-        longitude as end_longitude,
-        {{ distance_meters('previous_latitude', 'previous_longitude', 'latitude', 'longitude') }} as distance_meters,
+        first_latitude as end_latitude,
+        first_longitude as end_longitude,
+        {{ distance_meters('previous_latitude', 'previous_longitude', 'first_latitude', 'first_longitude') }}
+        as distance_meters,
         previous_battery_pct as start_battery_pct,
         first_battery_pct as end_battery_pct,
-        was_previous_outside_service_area or is_outside_service_area as is_outside_service_area,
+        was_previous_outside_service_area or is_first_outside_service_area as is_outside_service_area,
     from spells
     -- each trip once, on the day it ended
     where started_at >= {{ utc_of_warsaw(day_built()) }}
