@@ -1,13 +1,30 @@
 {{ config(carries_over=true, code_version=1) }} -- of the macro distance_meters
 
 -- Every period known by the end of the day: the open one of each station goes on while its name, docks and place
--- (within 50 m) stay as they are, and ends when the station has not been seen for 24 hours.
+-- (within 50 m of where it stood before) stay as they are, and ends when the station has not been seen for 24 hours.
 with runs as (
     select * from {{ ref('int_wrm__station_attributes_observed') }}
 ),
 
 before as (
     select * from {{ day_before() }}
+),
+
+known as (
+    select station_id, max(last_observed_at) as known_until,
+    from before
+    group by station_id
+),
+
+-- a feed that stands still over midnight repeats the last reading known, which counts once
+new_runs as (
+    select
+        runs.* replace (
+            readings_count - (first_observed_at <= coalesce(known_until, '-infinity'))::integer as readings_count
+        ),
+    from runs
+    left join known using (station_id)
+    where last_observed_at > coalesce(known_until, '-infinity')
 ),
 
 pieces as (
@@ -19,6 +36,8 @@ pieces as (
         name,
         latitude,
         longitude,
+        last_latitude,
+        last_longitude,
         docks_count,
         is_outside_service_area,
         readings_count,
@@ -35,13 +54,15 @@ pieces as (
         name,
         latitude,
         longitude,
+        latitude as last_latitude,
+        longitude as last_longitude,
         docks_count,
         is_outside_service_area,
         readings_count,
         null as change_kinds,
         null as moved_meters,
         true as was_current,
-    from runs
+    from new_runs
 ),
 
 neighbours as (
@@ -51,10 +72,10 @@ neighbours as (
         lag(docks_count) over station as earlier_docks_count,
         lag(was_current) over station as earlier_was_current,
         row_number() over station = 1 as is_first,
-        {{ distance_meters('lag(latitude) over station', 'lag(longitude) over station', 'latitude', 'longitude') }}
+        {{ distance_meters('lag(last_latitude) over station', 'lag(last_longitude) over station', 'latitude', 'longitude') }}
         as meters_from_earlier,
     from pieces
-    window station as (partition by station_id order by first_observed_at, last_observed_at)
+    window station as (partition by station_id order by known_period nulls last, first_observed_at)
 ),
 
 compared as (
@@ -80,7 +101,7 @@ numbered as (
     select
         *,
         count(*) filter (kinds <> '') over (
-            partition by station_id order by first_observed_at, last_observed_at
+            partition by station_id order by known_period nulls last, first_observed_at
         )::integer as period_number,
     from compared
 ),
@@ -94,12 +115,15 @@ periods as (
         arg_min(name, first_observed_at) as name,
         arg_min(latitude, first_observed_at) as latitude,
         arg_min(longitude, first_observed_at) as longitude,
+        arg_max(last_latitude, last_observed_at) as last_latitude,
+        arg_max(last_longitude, last_observed_at) as last_longitude,
         arg_min(docks_count, first_observed_at) as docks_count,
         arg_min(is_outside_service_area, first_observed_at) as is_outside_service_area,
         sum(readings_count)::bigint as readings_count,
         arg_min(kinds, first_observed_at) as change_kinds,
-        arg_min(case when known_period is not null then moved_meters else meters_from_earlier end, first_observed_at)
-        as moved_meters,
+        arg_min_null(
+            case when known_period is not null then moved_meters else meters_from_earlier end, first_observed_at
+        ) as moved_meters,
     from numbered
     group by station_id, period_number
 ),
@@ -120,6 +144,8 @@ final as (
         name,
         latitude,
         longitude,
+        last_latitude,
+        last_longitude,
         docks_count,
         valid_from,
         case
