@@ -35,8 +35,11 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
     from dbt.cli.main import dbtRunner  # slow to import
 
     with _dbt_environment(settings):
-        callbacks = [_pass_warning_on] if "--quiet" in arguments else []
-        result = dbtRunner(callbacks=callbacks).invoke([*arguments, *_folders(settings, project)])
+        is_quiet = "--quiet" in arguments
+        # artifacts are for people, and writing them takes as long as parsing the project
+        options = ["--no-write-json"] if is_quiet else []
+        runner = dbtRunner(callbacks=[_pass_warning_on] if is_quiet else [])
+        result = runner.invoke([*arguments, *options, *_folders(settings, project)])
     if result.exception is not None:
         raise DbtError(f"dbt failed in {project}: {result.exception}") from result.exception
     nodes = getattr(result.result, "results", None) or []

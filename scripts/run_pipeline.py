@@ -13,13 +13,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
+import psycopg2
 from tqdm import tqdm
 
 from ingestion.archive import absolute_location
-from ingestion.settings import Settings
+from ingestion.settings import PROJECT_ROOT, Settings
 from scripts.command import run_command, the_only_job
 from scripts.run_dbt import run_dbt
 from scripts.start_postgres import running_postgres
@@ -93,8 +94,8 @@ def import_archive(settings: Settings, location: str) -> list[str]:
 def export_readings(settings: Settings) -> None:
     """New readings into PostgreSQL, straight from bronze, before any day is rebuilt."""
     _dbt(settings, "transform", "build", "--select", *(f"landing_wrm__{table}" for table in READINGS))
-    cautious = ("--indirect-selection", "cautious")  # tests that read summaries too wait for these
-    _dbt(settings, "exports", "build", "--select", *READINGS, *cautious)
+    # tests that read summaries too wait for these
+    _export(settings, [*READINGS], "--indirect-selection", "cautious")
 
 
 def transform(settings: Settings, *options: str) -> None:
@@ -108,7 +109,30 @@ def export_marts(settings: Settings, *options: str) -> None:
     """The marts' rebuilt days into PostgreSQL, and what else is not there yet; `options` are those of the
     dbt that lands them."""
     _dbt(settings, "transform", "build", "--select", "tag:landing", *options)
-    _dbt(settings, "exports", "build")
+    _export(settings, _public_tables())
+
+
+def _export(settings: Settings, tables: list[str], *options: str) -> None:
+    """Those of the public tables for which something has landed, or which are not there yet."""
+    schema = settings.landing_schema
+    waiting = (
+        f"select distinct split_part(model, '__', 2) from {schema}.pending_objects union "
+        "select name from unnest(%s) as name where to_regclass(%s || '.' || name) is null"
+    )
+    with (
+        closing(psycopg2.connect(**settings.postgres_parameters())) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(waiting, [tables, settings.postgres_schema])
+        selected = sorted({name for (name,) in cursor.fetchall()} & set(tables))
+    if selected:
+        _dbt(settings, "exports", "build", "--select", *selected, *options)
+    else:
+        logger.info("exports: nothing new")
+
+
+def _public_tables() -> list[str]:
+    return sorted(path.stem for path in PROJECT_ROOT.glob("exports/models/*/*.sql"))
 
 
 def reconcile(settings: Settings) -> None:

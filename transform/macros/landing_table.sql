@@ -44,13 +44,15 @@
     {%- do run_query('set variable ' ~ input.name ~ ' = [' ~ objects ~ ']') -%}
     {%- do run_query('insert into ' ~ table ~ '\n' ~ sql ~ '\n') -%}
   {%- endfor -%}
-  {%- do run_query('reset variable ' ~ input.name) -%}
+  {%- if days -%}
+    {%- do run_query('reset variable ' ~ input.name) -%}
+  {%- endif -%}
   {%- do run_query('insert into warehouse.' ~ schema ~ '.pending_objects '
                    ~ "select getvariable('lake'), '" ~ model.name ~ "', object, fingerprint, dt, is_whole_day, is_gone "
                    ~ 'from temp.landing_plan') -%}
-
   {%- set removed = run_query('select count(*) from (select dt from temp.landing_plan group by dt having bool_and(is_gone))'
                               ).columns[0].values()[0] -%}
+
   {%- set message = 'landed days: ' ~ days | length ~ (', days to remove: ' ~ removed if removed else '') -%}
   {%- call noop_statement('main', message, 'OK', days | length) -%}
   {%- endcall -%}
@@ -149,18 +151,22 @@ create unlogged table if not exists {{ schema }}.pending_objects (
 {% endmacro %}
 
 
-{# The landing table, empty, with the columns that the model gives now. #}
+{# The landing table, empty, with the columns that the model gives now. Other columns mean other code, and so
+   something to land. #}
 {% macro prepare_landing_table(sql, input, schema, name) %}
   {%- if input.kind == 'model'
         and not run_query("select 1 from duckdb_views() where view_name = '" ~ input.name ~ "'").rows | length -%}
     {%- do exceptions.raise_compiler_error('Not built yet: ' ~ input.name ~ '. Run: scripts/just transform') -%}
   {%- endif -%}
-  {%- do use_inputs([input], none) -%}
-  {%- set wanted = run_query("select string_agg(column_name, ',' order by column_name) from (describe " ~ sql ~ '\n)').columns[0].values()[0] -%}
   {%- set found = run_query(
         "select string_agg(column_name, ',' order by column_name) from postgres_query('warehouse', $$select column_name::text "
         ~ "from information_schema.columns where table_schema = '" ~ schema ~ "' and table_name = '" ~ name ~ "'$$)"
       ).columns[0].values()[0] -%}
+  {%- set wanted = found -%}
+  {%- if not found or run_query('select 1 from temp.landing_plan limit 1').rows | length -%}
+    {%- do use_inputs([input], none) -%}
+    {%- set wanted = run_query("select string_agg(column_name, ',' order by column_name) from (describe " ~ sql ~ '\n)').columns[0].values()[0] -%}
+  {%- endif -%}
   {%- if found == wanted -%}
     {%- do run_query("call postgres_execute('warehouse', 'truncate " ~ schema ~ '.' ~ name ~ "')") -%}
   {%- else -%}
