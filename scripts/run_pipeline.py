@@ -30,7 +30,6 @@ READINGS = ("bike_stations", "free_bikes")
 
 # messages of dbt's nodes that tell of days or rows: "built days: 2", "landed days: 1", "INSERT 0 705"
 _NEWS = re.compile(r"(built|landed|INSERT)\D*(?:0 )?(\d+)$")
-_UNITS = {"built": "built, {} days", "landed": "landed, {} days", "INSERT": "{} rows"}
 
 logger = logging.getLogger("bike-data-flow")
 
@@ -150,14 +149,16 @@ def _dbt(settings: Settings, project: str, *arguments: str) -> None:
 
 
 def _summary(nodes: dict[str, str]) -> str:
-    """What dbt's nodes report, one by one where they are few: "bike_stations 705 rows"."""
+    """What dbt's nodes report, one by one where they are few: "bike_stations rows: 705"."""
     found = {name: _NEWS.match(message) for name, message in nodes.items()}
-    news = {name: (match[1], int(match[2])) for name, match in found.items() if match and match[2] != "0"}
+    news = [(name, match[1], int(match[2])) for name, match in found.items() if match and match[2] != "0"]
     if len(news) > 3:
-        verb = next(iter(news.values()))[0]
-        total = sum(count for _, count in news.values())
-        return f"{len(news)} models {_UNITS[verb].format(f'{total:,}')}"
-    return ", ".join(f"{name} {_UNITS[verb].format(f'{count:,}')}" for name, (verb, count) in news.items())
+        news = [(f"{len(news)} models", news[0][1], sum(count for _, _, count in news))]
+    return ", ".join(f"{name} {_counted(verb, count)}" for name, verb, count in news)
+
+
+def _counted(verb: str, count: int) -> str:
+    return f"rows: {count:,}" if verb == "INSERT" else f"{verb} days: {count:,}"
 
 
 def build_and_export(settings: Settings, stages: Stages) -> None:

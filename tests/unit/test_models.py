@@ -1,5 +1,8 @@
 """What every dbt model owes its readers."""
 
+import csv
+import re
+
 import pytest
 import yaml
 
@@ -21,3 +24,45 @@ def test_every_model_is_described_by_its_grain_in_the_yaml_of_its_folder(path):
         assert "columns" not in model  # a copy of the mart or public table that it names
     else:
         assert model["columns"] and all(column["description"] for column in model["columns"])
+
+
+def described(folder):
+    """{model: {column: description}} of a project's models."""
+    return {
+        model["name"]: {column["name"]: column["description"] for column in model.get("columns", [])}
+        for file in PROJECT_ROOT.glob(f"{folder}/models/**/_*.yml")
+        for model in yaml.safe_load(file.read_text()).get("models", [])
+    }
+
+
+def test_what_lands_is_named_after_its_public_table():
+    landing = {path.stem.split("__")[1] for path in PROJECT_ROOT.glob("transform/models/landing/*/*.sql")}
+    public = {path.stem for path in PROJECT_ROOT.glob("exports/models/*/*.sql")}
+    assert landing == public
+
+
+def test_a_public_table_describes_its_columns_as_the_mart_that_it_copies():
+    marts, tables = described("transform"), described("exports")
+    copies = {
+        path.stem.split("__")[1]: match[1]
+        for path in PROJECT_ROOT.glob("transform/models/landing/*/*.sql")
+        if (match := re.search(r"meta=\{'copies': '(\w+)'\}", path.read_text()))
+    }
+    assert len(copies) == 12
+    differing = {
+        (table, column): description
+        for table, mart in copies.items()
+        for column, description in tables[table].items()
+        if marts[mart].get(column, description) != description
+    }
+    assert differing == {}
+
+
+def test_every_rule_of_cleaning_has_a_unit_test():
+    with open(PROJECT_ROOT / "transform/seeds/cleaning_rules.csv", encoding="utf-8", newline="") as file:
+        rules = list(csv.DictReader(file))
+    folder = PROJECT_ROOT / "transform/models/staging/wrm"
+    tests = "".join(path.read_text() for path in folder.glob("_*unit_tests.yml"))
+    tested = set(re.findall(r"\w+", " ".join(re.findall(r"rejection_reasons: '\[(.*?)\]'", tests))))
+    tested |= set(re.findall(r"(?:is|has)_(\w+): true", tests))
+    assert {rule["code"] for rule in rules} - tested == set()
