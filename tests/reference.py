@@ -768,6 +768,7 @@ def daily_data_quality(snapshots: list[Snapshot]) -> list[Row]:
             | {
                 "quality_score": sum(WEIGHTS[name] * score for name, score in known.items())
                 / sum(WEIGHTS[name] for name in known),
+                "stations_count": len({reading.id for reading in readings}),
                 "frozen_stations_count": len(frozen),
                 "frozen_station_ids": frozen,
                 "stale_feed_minutes": minutes(_stale_feed(snapshots, day)),

@@ -24,12 +24,31 @@ LAKE_QUERIES = [
         "int_wrm__station_readings_deduplicated",
         "int_wrm__free_bike_readings_deduplicated",
     )
-] + ["select * exclude (last_fetched_at) from fct_daily_processing order by dt"]
+] + [
+    "select * exclude (last_fetched_at, silver_seconds) from fct_daily_processing order by dt",
+    *(
+        f"from {mart} order by all"
+        for mart in (
+            "dim_bike_stations",
+            "fct_hourly_station_availability",
+            "fct_daily_network",
+            "fct_free_bike_idle_spells",
+            "fct_free_bike_trips",
+            "fct_hourly_coverage",
+            "fct_coverage_gaps",
+            "fct_daily_data_quality",
+        )
+    ),
+]
 WAREHOUSE_QUERIES = [
     "select id::text, station_id, timestamp, name, bikes, spaces, date from bike_stations order by id",
     "select date, total_records, unique_stations, avg_bikes from stations_data_summary order by 1",
     "select date, activity_rank, station_id, movements from top_stations_daily order by 1, 2",
     "select date, snapshots, lines, station_readings, quarantined from processing_summary order by 1",
+    "select id::text, bike_id, timestamp, latitude, battery_pct, date from free_bikes order by id",
+    "select * from station_history order by station_id, valid_from",
+    "select * from hourly_station_availability order by hour_started_at, station_id",
+    "select date, quality_score from daily_data_quality order by date",
 ]
 
 

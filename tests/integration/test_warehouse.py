@@ -101,7 +101,7 @@ def test_tables_and_columns_carry_their_descriptions_which_are_written_once_and_
         "select oid, xmin from pg_namespace where nspname = 'public'",
     )
     before = [workplace.warehouse_rows(sql) for sql in written]
-    export(workplace)
+    run_dbt(workplace.settings, "exports", "--quiet", "build")
     assert [workplace.warehouse_rows(sql) for sql in written] == before
 
     execute(
@@ -109,7 +109,7 @@ def test_tables_and_columns_carry_their_descriptions_which_are_written_once_and_
         "comment on table bike_stations is 'another'",
         "comment on column bike_stations.timestamp is null",
     )
-    export_readings(workplace.settings)
+    run_dbt(workplace.settings, "exports", "--quiet", "build", "--select", "bike_stations")
     assert comments(workplace) == expected
 
 

@@ -1,51 +1,48 @@
 {{ config(tags=['reconciliation']) }}
 
 -- Count and checksum of every day's readings, on both sides. Of a reading that two days hold, because the feed stood
--- still over midnight, PostgreSQL keeps the newer fetch, and so it is reckoned here.
--- depends_on: {{ ref('int_wrm__station_readings_deduplicated') }}
--- depends_on: {{ ref('int_wrm__free_bike_readings_deduplicated') }}
+-- still over midnight, PostgreSQL keeps the newer fetch, and so it is reckoned here. Models are found in the graph,
+-- not by ref(): whoever builds one of them by name needs no PostgreSQL.
 {%- set kinds = [
     {
-        'model': 'int_wrm__station_readings_deduplicated', 'landing': 'landing_wrm__bike_stations',
-        'table': 'bike_stations', 'key': 'station_id',
-        'lake_columns': ['station_id', 'bikes_count', 'spaces_count', 'docks_count'],
-        'columns': ['station_id', 'bikes', 'spaces', 'total_docks'],
+        'model': 'int_wrm__station_readings_deduplicated',
+        'table': 'bike_stations',
+        'key': 'station_id',
+        'lake_columns': 'station_id, bikes_count, spaces_count, docks_count',
+        'columns': 'station_id, bikes, spaces, total_docks',
     },
     {
-        'model': 'int_wrm__free_bike_readings_deduplicated', 'landing': 'landing_wrm__free_bikes',
-        'table': 'free_bikes', 'key': 'bike_id',
-        'lake_columns': ['bike_id', 'battery_pct'],
-        'columns': ['bike_id', 'battery_pct'],
+        'model': 'int_wrm__free_bike_readings_deduplicated',
+        'table': 'free_bikes',
+        'key': 'bike_id',
+        'lake_columns': 'bike_id, floor(latitude * 1000000)::bigint, floor(longitude * 1000000)::bigint, battery_pct',
+        'columns': 'bike_id, floor(latitude * 1000000)::bigint, floor(longitude * 1000000)::bigint, battery_pct',
     },
 ] %}
 
-{%- if execute and flags.WHICH in ('build', 'test') %}
-{%- set public_schema = lake_value('public_schema') %}
-{%- for kind in kinds %}
-{%- set days = days_to_reconcile(kind.landing) %}
+{%- set comparisons = [] %}
+{%- for kind in kinds if execute and flags.WHICH in ('build', 'test') %}
+{%- set days = days_to_reconcile('landing_wrm__' ~ kind.table) %}
+{%- if days %}
 {%- set node = graph.nodes.values() | selectattr('name', 'equalto', kind.model) | first %}
-{%- set objects = objects_around(node, days) if days else [] %}
-{%- set in_days = "date in ('" ~ days | join("', '") ~ "')" if days else 'false' %}
+{%- set dates = "('" ~ days | join("', '") ~ "')" %}
+{%- set comparison %}
 (
     with winners as (
-        select
-            dt,
-            {{ kind.lake_columns | join(', ') }},
-            observed_at,
-            replace(name, chr(0), '') as name,
-        from {% if objects %}read_parquet([{{ objects | join(', ') }}]){% else %}{{ kind.model }} limit 0{% endif %}
-        {%- if objects %}
+        select *
+        from read_parquet([{{ objects_around(node, days) | join(', ') }}])
         qualify row_number() over (partition by {{ kind.key }}, observed_at order by fetched_at desc, dt desc) = 1
-        {%- endif %}
     ),
 
     in_lake as (
         select
             dt as date,
             count(*) as readings_count,
-            sum({{ text_number("concat_ws('|', epoch_us(observed_at), name, " ~ kind.lake_columns | join(', ') ~ ')') }}) as checksum,
+            sum({{ text_number(
+                "concat_ws('|', epoch_us(observed_at), replace(name, chr(0), ''), " ~ kind.lake_columns ~ ')'
+            ) }}) as checksum,
         from winners
-        where {{ in_days | replace('date in', 'dt in') }}
+        where dt in {{ dates }}
         group by dt
     ),
 
@@ -56,10 +53,10 @@
                 date,
                 count(*) as readings_count,
                 sum({{ postgres_text_number(
-                    "concat_ws('|', (extract(epoch from \"timestamp\") * 1000000)::bigint, name, " ~ kind.columns | join(', ') ~ ')'
+                    "concat_ws('|', (extract(epoch from \"timestamp\") * 1000000)::bigint, name, " ~ kind.columns ~ ')'
                 ) }})::text as checksum
-            from {{ public_schema }}.{{ kind.table }}
-            where {{ in_days }}
+            from {{ lake_value('public_schema') }}.{{ kind.table }}
+            where date in {{ dates }}
             group by date
         $query$)
     )
@@ -76,8 +73,9 @@
     where in_lake.readings_count is distinct from in_postgres.readings_count
         or in_lake.checksum is distinct from in_postgres.checksum
 )
-{% if not loop.last %}union all{% endif %}
-{%- endfor %}
-{%- else %}
-select null as date where false
+{%- endset %}
+{%- do comparisons.append(comparison) %}
 {%- endif %}
+{%- endfor %}
+
+{{ comparisons | join('\nunion all\n') or 'select null as date where false' }}
