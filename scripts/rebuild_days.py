@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import tempfile
 from contextlib import closing
@@ -24,9 +25,11 @@ from ingestion.lake import Lake, quoted
 from ingestion.schemas import BRONZE
 from ingestion.settings import Settings
 from scripts.command import CommandError, run_command, the_only_job
-from scripts.run_pipeline import export_marts, transform
+from scripts.run_pipeline import export_marts, reconcile, transform
 from scripts.start_postgres import running_postgres
 from transform.plugins.lake import open_lake
+
+logger = logging.getLogger("bike-data-flow")
 
 
 class DaysError(CommandError):
@@ -73,9 +76,12 @@ def rebuild(settings: Settings, days: list[date]) -> None:
         land_again(settings, days)
         quarantine = Path(folder) / "quarantine.parquet"
         before = remember(settings, days, quarantine)
-        transform(settings, "--full-refresh", *only)
-        report(before, *compare(settings, days, before, quarantine))
+        try:
+            transform(settings, "--full-refresh", *only)
+        finally:  # a red test is best understood by what moved
+            report(before, *compare(settings, days, before, quarantine))
         export_marts(settings, *only)
+        reconcile(settings)
 
 
 def parse_range(text: str) -> tuple[date, date]:
@@ -106,6 +112,9 @@ def held_days(settings: Settings, ranges: list[tuple[date, date]]) -> list[date]
     }
     held = sorted(date.fromisoformat(day) for day in found)
     wanted = [day for day in held if any(first <= day <= last for first, last in ranges)]
+    for first, last in ranges:
+        if wanted and not any(first <= day <= last for day in held):
+            logger.warning("The lake holds nothing of %s.", first if first == last else f"{first}..{last}")
     if wanted:
         return wanted
     asked = " ".join(str(first) if first == last else f"{first}..{last}" for first, last in ranges)

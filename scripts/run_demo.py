@@ -31,7 +31,8 @@ SECONDS_BETWEEN = 1.0
 SPEED = 1200.0  # of the city's daily rhythm: bikes move between two live snapshots
 
 _LAST_FULL_DAY = (
-    "(select max(date) from top_stations_daily where date < (now() at time zone 'Europe/Warsaw')::date)"
+    "(select max(date) from daily_network where last_observed_at - first_observed_at > interval '20 hours' "
+    "and date < (now() at time zone 'Europe/Warsaw')::date)"
 )
 
 logger = logging.getLogger("bike-data-flow")

@@ -29,7 +29,7 @@ from scripts.start_postgres import running_postgres
 READINGS = ("bike_stations", "free_bikes")
 
 # messages of dbt's nodes that tell of days or rows: "built days: 2", "landed days: 1", "INSERT 0 705"
-_NEWS = re.compile(r"(built|landed|INSERT)\D*(?:0 )?(\d+)$")
+_NEWS = re.compile(r"(built|landed|removed|INSERT)\D*(?:0 )?(\d+)$")
 
 logger = logging.getLogger("bike-data-flow")
 
@@ -199,9 +199,11 @@ def ingest(settings: Settings, source: str) -> str | None:
 
 
 def export(settings: Settings) -> None:
-    """What PostgreSQL does not have yet: readings from bronze, and the marts' days as they are built."""
+    """What PostgreSQL does not have yet: readings from bronze, and the marts' days as they are built; also
+    grants, comments and new columns where nothing has landed."""
     with running_postgres(settings):
-        export_marts(settings)
+        _dbt(settings, "transform", "build", "--select", "tag:landing")
+        _dbt(settings, "exports", "build")
 
 
 def main() -> None:

@@ -131,11 +131,16 @@ class City:
 
     def _is_ridden(self, bike: int, moment: datetime) -> bool:
         """Whether a bike of a lively city is on its way: up to 40 minutes of each six hours."""
-        stay, seconds = divmod(int(moment.timestamp()), 6 * 3600)
+        stay, seconds = self._stay(bike, moment)
         return self.lively and seconds < 2400 * random.Random(f"{self.seed}/{bike}/{stay}/ride").random()
 
+    def _stay(self, bike: int, moment: datetime) -> tuple[int, int]:
+        """Number of the six-hour stay that a bike is at, and the seconds since it began."""
+        offset = bike * 997 % 21600 if self.lively else 0
+        return divmod(int(moment.timestamp()) + offset, 21600)
+
     def _free_bike_fields(self, bike: int, moment: datetime) -> tuple[str, str]:
-        stay = int(moment.timestamp()) // (6 * 3600)
+        stay, _ = self._stay(bike, moment)
         draw = random.Random(f"{self.seed}/{bike}/{stay}")
         at_depot = draw.random() < 0.02
         latitude = DEPOT[0] if at_depot else round(draw.gauss(51.107, 0.03), 6)

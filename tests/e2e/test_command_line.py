@@ -291,6 +291,10 @@ def test_every_line_of_the_real_snapshots_is_accounted_for(workplace):
         "from processing_summary"
     ) == [(3, 1050, 705, 345, 0, 0)]
     assert len(readings(workplace)) == 705
+    tables = [path.stem for path in PROJECT_ROOT.glob("exports/models/wrm/*.sql")]
+    counts = {table: workplace.warehouse_rows(f"select count(*) from {table}")[0][0] for table in tables}
+    assert {table for table, count in counts.items() if count == 0} == {"bike_failures"}  # a feed of its own
+    assert (counts["free_bikes"], counts["station_history"], counts["free_bike_trips"]) == (345, 235, 1)
     before = lake_objects(workplace)
     workplace.just("backfill", str(REAL_SNAPSHOTS))
     assert lake_objects(workplace) == before

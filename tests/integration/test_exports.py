@@ -12,7 +12,7 @@ from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
 from ingestion import wrm
 from scripts.run_dbt import DbtError, run_dbt
-from scripts.run_pipeline import export_marts, export_readings, transform
+from scripts.run_pipeline import export_marts, export_readings, reconcile, transform
 
 CONTRACT = [
     ("id", "uuid"),
@@ -281,3 +281,59 @@ def test_full_refresh_of_the_landing_lands_every_day(workplace, archive):
     arguments = ("--quiet", "build", "--full-refresh", "--select", "landing_wrm__bike_stations")
     nodes = run_dbt(workplace.settings, "transform", *arguments)
     assert nodes["landing_wrm__bike_stations"] == "landed days: 1"
+
+
+def test_landing_goes_by_the_names_of_columns_not_by_their_order(workplace, archive):
+    folder = archive(**{raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00"))})
+    load(workplace, folder)
+    with closing(psycopg2.connect(**workplace.settings.postgres_parameters())) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:  # as an earlier version of the model would have left it
+            cursor.execute(
+                "create table landing.reordered as select avg_spaces, avg_bikes, processed_at, latest_reading, "
+                "earliest_reading, unique_stations, total_records, date "
+                "from landing.landing_wrm__stations_data_summary limit 0; "
+                "drop table landing.landing_wrm__stations_data_summary; "
+                "alter table landing.reordered rename to landing_wrm__stations_data_summary"
+            )
+    DuckDBConnectionManager.close_all_connections()  # as in another process
+    archive(**{raw_name("2025-05-12 13:00:00"): small_snapshot(moment("2025-05-12 13:00:00"))})
+    load(workplace, folder)
+    expected = "date, count(*), count(distinct station_id), avg(bikes)::float8, avg(spaces)::float8"
+    assert workplace.warehouse_rows(
+        "select date, total_records, unique_stations, avg_bikes, avg_spaces from stations_data_summary"
+    ) == workplace.warehouse_rows(f"select {expected} from bike_stations group by date")
+
+
+def test_a_reconciliation_names_the_day_until_both_sides_agree_again(workplace, archive, caplog):
+    texts = {
+        raw_name(f"2025-05-{day} 12:00:00"): small_snapshot(moment(f"2025-05-{day} 12:00:00"))
+        for day in (11, 12)
+    }
+    load(workplace, archive(**texts))
+    reconcile(workplace.settings)
+    damages = {
+        "bike_stations": "update bike_stations set is_over_capacity = true where date = '2025-05-12'",
+        "free_bikes": "delete from free_bikes where date = '2025-05-11'",
+        "daily_network": "update daily_network set empty_pct = -1 where date = '2025-05-12'",
+    }
+    for damage in damages.values():
+        execute(workplace, damage)
+    reconcile(workplace.settings)  # looks at what was exported since: nothing
+    execute(workplace, "update landing.exported_objects set exported_at = now()")
+    for _ in range(2):
+        with pytest.raises(DbtError, match="postgres_holds_the_readings_of_the_lake"):
+            reconcile(workplace.settings)
+    told = " ".join(caplog.messages)
+    for table, day in (("bike_stations", 12), ("free_bikes", 11), ("daily_network", 12)):
+        assert f"table_name {table}, date 2025-05-{day}," in told
+    execute(workplace, "update landing.exported_objects set fingerprint = ''")
+    export_readings(workplace.settings)
+    export_marts(workplace.settings)
+    reconcile(workplace.settings)
+
+
+def execute(workplace, sql):
+    with closing(psycopg2.connect(**workplace.settings.postgres_parameters())) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(sql)

@@ -61,8 +61,28 @@ def test_a_public_table_describes_its_columns_as_the_mart_that_it_copies():
 def test_every_rule_of_cleaning_has_a_unit_test():
     with open(PROJECT_ROOT / "transform/seeds/cleaning_rules.csv", encoding="utf-8", newline="") as file:
         rules = list(csv.DictReader(file))
-    folder = PROJECT_ROOT / "transform/models/staging/wrm"
-    tests = "".join(path.read_text() for path in folder.glob("_*unit_tests.yml"))
-    tested = set(re.findall(r"\w+", " ".join(re.findall(r"rejection_reasons: '\[(.*?)\]'", tests))))
-    tested |= set(re.findall(r"(?:is|has)_(\w+): true", tests))
+    expected = [
+        row
+        for file in (PROJECT_ROOT / "transform/models/staging/wrm").glob("_*unit_tests.yml")
+        for test in yaml.safe_load(file.read_text())["unit_tests"]
+        for row in test["expect"]["rows"]
+    ]
+    tested = {code for row in expected for code in re.findall(r"\w+", row.get("rejection_reasons", ""))}
+    tested |= {re.sub("^(is|has)_", "", name) for row in expected for name in row if row[name] is True}
     assert {rule["code"] for rule in rules} - tested == set()
+
+
+def test_exposures_name_every_public_table_mart_and_landing_model():
+    exposed = {
+        reference
+        for file in PROJECT_ROOT.glob("*/models/**/_*exposures.yml")
+        for exposure in yaml.safe_load(file.read_text())["exposures"]
+        for reference in exposure["depends_on"]
+    }
+    patterns = (
+        "exports/models/*/*.sql",
+        "transform/models/marts/*/*.sql",
+        "transform/models/landing/*/*.sql",
+    )
+    named = {f"ref('{path.stem}')" for pattern in patterns for path in PROJECT_ROOT.glob(pattern)}
+    assert exposed == named

@@ -1,80 +1,55 @@
 {{ config(tags=['reconciliation']) }}
 
--- Count and checksum of every day's readings, on both sides. Of a reading that two days hold, because the feed stood
--- still over midnight, PostgreSQL keeps the newer fetch, and so it is reckoned here. Models are found in the graph,
--- not by ref(): whoever builds one of them by name needs no PostgreSQL.
+-- Of a reading that two days hold, because the feed stood still over midnight, PostgreSQL keeps the newer fetch, and so
+-- it is reckoned here. Models are found in the graph, not by ref(): who builds one by name needs no PostgreSQL.
 {%- set kinds = [
     {
         'model': 'int_wrm__station_readings_deduplicated',
-        'table': 'bike_stations',
         'key': 'station_id',
-        'lake_columns': 'station_id, bikes_count, spaces_count, docks_count',
-        'columns': 'station_id, bikes, spaces, total_docks',
+        'table': 'bike_stations',
+        'columns': [
+            ('station_id', 'station_id', 'integer'), ('observed_at', 'timestamp', 'timestamp'), ('name', 'name', 'varchar'),
+            ('bikes_count', 'bikes', 'integer'), ('spaces_count', 'spaces', 'integer'),
+            ('docks_count', 'total_docks', 'integer'), ('fetched_at', 'processed_at', 'timestamp'),
+            ('local_offset_seconds', 'timezone_1', 'integer'), ('server_offset_seconds', 'timezone_2', 'integer'),
+            ('is_over_capacity', 'is_over_capacity', 'boolean'),
+            ('has_capacity_mismatch', 'has_capacity_mismatch', 'boolean'),
+            ('is_outside_service_area', 'is_outside_service_area', 'boolean'),
+            ('is_name_mended', 'is_name_mended', 'boolean'),
+        ],
     },
     {
         'model': 'int_wrm__free_bike_readings_deduplicated',
-        'table': 'free_bikes',
         'key': 'bike_id',
-        'lake_columns': 'bike_id, floor(latitude * 1000000)::bigint, floor(longitude * 1000000)::bigint, battery_pct',
-        'columns': 'bike_id, floor(latitude * 1000000)::bigint, floor(longitude * 1000000)::bigint, battery_pct',
+        'table': 'free_bikes',
+        'columns': [
+            ('bike_id', 'bike_id', 'varchar'), ('observed_at', 'timestamp', 'timestamp'), ('name', 'name', 'varchar'),
+            ('latitude', 'latitude', 'double'), ('longitude', 'longitude', 'double'),
+            ('battery_pct', 'battery_pct', 'integer'), ('fetched_at', 'processed_at', 'timestamp'),
+            ('is_outside_service_area', 'is_outside_service_area', 'boolean'),
+        ],
     },
 ] %}
 
 {%- set comparisons = [] %}
 {%- for kind in kinds if execute and flags.WHICH in ('build', 'test') %}
-{%- set days = days_to_reconcile('landing_wrm__' ~ kind.table) %}
-{%- if days %}
 {%- set node = graph.nodes.values() | selectattr('name', 'equalto', kind.model) | first %}
-{%- set dates = "('" ~ days | join("', '") ~ "')" %}
-{%- set comparison %}
+{%- set days = days_to_reconcile('landing_wrm__' ~ kind.table, node) %}
+{%- if days %}
+{%- set winners %}
 (
-    with winners as (
-        select *
-        from read_parquet([{{ objects_around(node, days) | join(', ') }}])
-        qualify row_number() over (partition by {{ kind.key }}, observed_at order by fetched_at desc, dt desc) = 1
-    ),
-
-    in_lake as (
-        select
-            dt as date,
-            count(*) as readings_count,
-            sum({{ text_number(
-                "concat_ws('|', epoch_us(observed_at), replace(name, chr(0), ''), " ~ kind.lake_columns ~ ')'
-            ) }}) as checksum,
-        from winners
-        where dt in {{ dates }}
-        group by dt
-    ),
-
-    in_postgres as (
-        select date, readings_count, checksum::hugeint as checksum,
-        from postgres_query('warehouse', $query$
-            select
-                date,
-                count(*) as readings_count,
-                sum({{ postgres_text_number(
-                    "concat_ws('|', (extract(epoch from \"timestamp\") * 1000000)::bigint, name, " ~ kind.columns ~ ')'
-                ) }})::text as checksum
-            from {{ lake_value('public_schema') }}.{{ kind.table }}
-            where date in {{ dates }}
-            group by date
-        $query$)
-    )
-
-    select
-        '{{ kind.table }}' as table_name,
-        date,
-        in_lake.readings_count as readings_in_lake,
-        in_postgres.readings_count as readings_in_postgres,
-        'lake and PostgreSQL do not hold the same readings of this day; run: scripts/just rebuild ' || date
-        as failure_reason,
-    from in_lake
-    full join in_postgres using (date)
-    where in_lake.readings_count is distinct from in_postgres.readings_count
-        or in_lake.checksum is distinct from in_postgres.checksum
+    select *, dt as date
+    from {{ days_of(node, days, reach=1) }}
+    qualify row_number() over (partition by {{ kind.key }}, observed_at order by fetched_at desc, dt desc) = 1
 )
 {%- endset %}
-{%- do comparisons.append(comparison) %}
+{%- set lake_columns = [] %}
+{%- set columns = [] %}
+{%- for lake_name, name, type in kind.columns %}
+{%- do lake_columns.append((lake_name, type)) %}
+{%- do columns.append((name, type)) %}
+{%- endfor %}
+{%- do comparisons.append(differing_days(kind.table, days, winners, lake_columns, columns)) %}
 {%- endif %}
 {%- endfor %}
 

@@ -27,8 +27,8 @@
   so whatever a crash leaves behind is rebuilt by the next run; until then, what reads the model leaves that day as it
   is. A day that fails a test loses its fingerprint as well. A day without inputs loses its partition.
 
-  --full-refresh rebuilds every day; --vars '{from_day: 2025-05-01, to_day: 2025-05-31}' restricts the days,
-  and so does --vars '{days: [2025-05-01, 2025-05-31]}'.
+  --full-refresh rebuilds every day; --vars '{from_day: 2025-05-01, to_day: 2025-05-31}' restricts the days, and so
+  does --vars '{days: [2025-05-01, 2025-05-31]}': to these and to what is made from them.
 #}
 
 {% materialization daily_partition, adapter='duckdb' %}
@@ -132,9 +132,6 @@
   {%- set carries_over = node.config.get('carries_over', false) -%}
   {%- set keeps_newest = node.config.get('keeps') == 'newest' -%}
   {%- set until_now = 'over (order by dt rows unbounded preceding)' if carries_over else '' -%}
-  {%- set asked = days_asked(carries_over) if not keeps_newest else 'true' -%}
-  {#- a day that carries over is made from the one before: earlier stale days come first, and later ones follow -#}
-  {%- set is_asked = '(is_stale or ' ~ asked ~ ')' if carries_over else asked -%}
   {%- set rebuild_all = 'true' if should_full_refresh() else 'false' -%}
   {%- set input_days -%}
     {%- for input in inputs %}
@@ -151,7 +148,7 @@
         string_agg(input || ':' || read_dt || ':' || token, ';' order by input, read_dt) as tokens,
         string_agg(input || '=' || read_dt, ',' order by input, read_dt) as present,
         sum(build_seconds) filter (read_dt = dt) as build_seconds,
-        list(read_dt) as days_read,
+        bool_or(is_asked) as is_asked,
       from inputs
       group by dt
     ),
@@ -160,11 +157,11 @@
         dt,
         present,
         coalesce(build_seconds, 0) as build_seconds,
-        days_read,
         lag(dt) over (order by dt) as before,
         dt = max(dt) over () as is_newest,
         {{ 'bool_or(is_unready) ' ~ until_now if carries_over else 'is_unready' }} as is_unready,
         {{ "string_agg(tokens, ';') " ~ until_now if carries_over else 'tokens' }} as tokens,
+        {{ 'bool_or(is_asked) ' ~ until_now if carries_over else 'is_asked' }} as is_asked,
       from days
     ),
     wanted as (
@@ -182,15 +179,17 @@
       wanted.build_seconds,
       wanted.before::varchar as before,
       wanted.is_newest,
-      coalesce(wanted.days_read, [day_state.dt]) as days_read,
+      coalesce(wanted.is_asked, {{ is_day_asked('day_state.dt') }}) as is_asked,
       wanted.dt is null as is_vanished,
       wanted.dt is null or day_state.dt is null or day_state.fingerprint is null
         or wanted.fingerprint <> day_state.fingerprint as is_stale,
     from wanted full join temp.day_state as day_state on wanted.dt = day_state.dt
     where not coalesce(wanted.is_unready, false)
   {%- endset -%}
+  {#- what carries over is made from its day before, which so comes first, asked for or not -#}
+  {%- set asked = 'true' if keeps_newest else '(is_asked or is_stale)' if carries_over else 'is_asked' -%}
   {%- set rows = run_query('select * from (' ~ query ~ ') where (is_stale or ' ~ rebuild_all ~ ') and '
-                           ~ is_asked ~ ' order by dt') -%}
+                           ~ asked ~ ' order by dt') -%}
   {%- set plan = {'stale': [], 'vanished': []} -%}
   {%- for row in rows -%}
     {%- set day = {'dt': row['dt'] | string, 'fingerprint': row['fingerprint'],
@@ -211,19 +210,15 @@
 {% endmacro %}
 
 
-{# The vars from_day, to_day and days as a condition on the days that a day is made from. #}
-{% macro days_asked(carries_over) %}
+{# Whether the vars from_day, to_day and days ask for a day, as SQL. #}
+{% macro is_day_asked(day) %}
   {%- set conditions = ['true'] -%}
-  {%- if var('from_day', none) -%}{%- do conditions.append("day >= date '" ~ var('from_day') ~ "'") -%}{%- endif -%}
-  {%- if var('to_day', none) and not carries_over -%}
-    {%- do conditions.append("day <= date '" ~ var('to_day') ~ "'") -%}
+  {%- if var('from_day', none) -%}{%- do conditions.append(day ~ " >= date '" ~ var('from_day') ~ "'") -%}{%- endif -%}
+  {%- if var('to_day', none) -%}{%- do conditions.append(day ~ " <= date '" ~ var('to_day') ~ "'") -%}{%- endif -%}
+  {%- if var('days', none) -%}
+    {%- do conditions.append(day ~ " in (date '" ~ var('days') | join("', date '") ~ "')") -%}
   {%- endif -%}
-  {%- if var('days', none) and carries_over -%}
-    {%- do conditions.append("day >= date '" ~ var('days') | min ~ "'") -%}
-  {%- elif var('days', none) -%}
-    {%- do conditions.append("day in (date '" ~ var('days') | join("', date '") ~ "')") -%}
-  {%- endif -%}
-  {{ return('len(list_filter(days_read, lambda day: ' ~ conditions | join(' and ') ~ ')) > 0') }}
+  {{ return('(' ~ conditions | join(' and ') ~ ')') }}
 {% endmacro %}
 
 
@@ -239,11 +234,16 @@
 {% endmacro %}
 
 
-{# (input, dt, read_dt, token, build_seconds): which of an input's days make which of the model's. #}
+{# (input, dt, read_dt, token, build_seconds, is_asked): which of an input's days make which of the model's. A day is
+   asked for by the vars, and where this run has just built the input's. #}
 {% macro days_read(input) %}
   {%- for read in input.reads %}
       select input, {{ 'lead(dt) over (order by dt)' if read == 'previous' else 'dt - (' ~ read ~ ')' }} as dt,
-        dt as read_dt, token, build_seconds
+        dt as read_dt, token, build_seconds,
+        {{ is_day_asked('dt') }}
+        {%- if input.kind == 'model' %} or getvariable('lake') || '{{ input.folder }}/dt=' || dt || '/data.parquet' in (
+          select object from built_days where invocation = '{{ invocation_id }}'
+        ){% endif %} as is_asked,
       from ({{ day_tokens(input) }})
       where row_count > 0 or row_count is null or token is null
       {%- if not loop.last %} union all {% endif -%}

@@ -9,7 +9,8 @@
   An object is a bronze object (its fingerprint is the code that reads it) or a daily partition (its fingerprint
   is the one in its state). Where an object that was exported has another fingerprint now, or is gone, its whole
   day lands, so that exports can also remove what the day no longer holds. --full-refresh lands every day;
-  --vars '{days: [2025-05-01, 2025-05-31]}' restricts the days, the others land another time. With
+  the vars from_day, to_day
+  and days restrict what lands from bronze, the rest lands another time. With
   `lands_whole_history` every day lands then: of a row that many days hold, another day's may have to stand in.
 
   Of days before `export_from_day` (the setting EXPORT_RETENTION_DAYS) nothing lands, and what of them was exported
@@ -42,7 +43,7 @@
         ~ 'from temp.landing_plan where not is_gone group by dt order by dt').columns[0].values() -%}
   {%- for objects in days -%}
     {%- do run_query('set variable ' ~ input.name ~ ' = [' ~ objects ~ ']') -%}
-    {%- do run_query('insert into ' ~ table ~ '\n' ~ sql ~ '\n') -%}
+    {%- do run_query('insert into ' ~ table ~ ' by name\n' ~ sql ~ '\n') -%}
   {%- endfor -%}
   {%- if days -%}
     {%- do run_query('reset variable ' ~ input.name) -%}
@@ -53,7 +54,7 @@
   {%- set removed = run_query('select count(*) from (select dt from temp.landing_plan group by dt having bool_and(is_gone))'
                               ).columns[0].values()[0] -%}
 
-  {%- set message = 'landed days: ' ~ days | length ~ (', days to remove: ' ~ removed if removed else '') -%}
+  {%- set message = 'removed days: ' ~ removed if removed and not days else 'landed days: ' ~ days | length -%}
   {%- call noop_statement('main', message, 'OK', days | length) -%}
   {%- endcall -%}
 
@@ -80,6 +81,22 @@ create table if not exists {{ schema }}.exported_objects (
 create unlogged table if not exists {{ schema }}.pending_objects (
     lake text, model text, object text, fingerprint text, dt date, is_whole_day boolean, is_gone boolean
 );
+{#- how far lake and PostgreSQL were found to agree -#}
+create table if not exists {{ schema }}.reconciled (model text primary key, until timestamptz not null);
+{%- for old, new in renamed_landing_models().items() %}
+update {{ schema }}.exported_objects set model = 'landing_wrm__{{ new }}' where model = 'landing_wrm__{{ old }}';
+drop table if exists {{ schema }}.landing_wrm__{{ old }};
+{%- endfor %}
+{% endmacro %}
+
+
+{# Landing models that had other names before they were named after their public tables. #}
+{% macro renamed_landing_models() %}
+  {{ return({
+      'station_readings': 'bike_stations',
+      'daily_station_readings': 'stations_data_summary',
+      'daily_processing': 'processing_summary',
+  }) }}
 {% endmacro %}
 
 
@@ -90,9 +107,8 @@ create unlogged table if not exists {{ schema }}.pending_objects (
   {%- if node.config.get('lands_whole_history') -%}
     {%- set whole = '(select bool_or(' ~ whole ~ ') from compared)' -%}
   {%- endif -%}
-  {%- set wanted -%}
-    {%- if var('days', none) %} and dt in ('{{ var("days") | join("', '") }}'){% endif -%}
-  {%- endset -%}
+  {#- of models lands what was built; of bronze itself, what is asked for -#}
+  {%- set wanted = ' and ' ~ is_day_asked('dt') if input.kind == 'source' else '' -%}
   {%- do run_query(
         "create or replace temp table landing_plan as
         with present as (
@@ -151,23 +167,25 @@ create unlogged table if not exists {{ schema }}.pending_objects (
 {% endmacro %}
 
 
-{# The landing table, empty, with the columns that the model gives now. Other columns mean other code, and so
+{# The landing table, empty, with the columns and types that the model gives now. Others mean other code, and so
    something to land. #}
 {% macro prepare_landing_table(sql, input, schema, name) %}
   {%- if input.kind == 'model'
         and not run_query("select 1 from duckdb_views() where view_name = '" ~ input.name ~ "'").rows | length -%}
     {%- do exceptions.raise_compiler_error('Not built yet: ' ~ input.name ~ '. Run: scripts/just transform') -%}
   {%- endif -%}
-  {%- set found = run_query(
-        "select string_agg(column_name, ',' order by column_name) from postgres_query('warehouse', $$select column_name::text "
-        ~ "from information_schema.columns where table_schema = '" ~ schema ~ "' and table_name = '" ~ name ~ "'$$)"
-      ).columns[0].values()[0] -%}
-  {%- set wanted = found -%}
-  {%- if not found or run_query('select 1 from temp.landing_plan limit 1').rows | length -%}
+  {%- set exists = run_query("from postgres_query('warehouse', $$select to_regclass('" ~ schema ~ '.' ~ name ~ "')::text$$)"
+        ).columns[0].values()[0] -%}
+  {%- set is_kept = exists -%}
+  {%- if exists and run_query('select 1 from temp.landing_plan limit 1').rows | length -%}
     {%- do use_inputs([input], none) -%}
-    {%- set wanted = run_query("select string_agg(column_name, ',' order by column_name) from (describe " ~ sql ~ '\n)').columns[0].values()[0] -%}
+    {%- set columns = "select string_agg(column_name || ' ' || column_type, ', ' order by column_name) from (describe " -%}
+    {%- set wanted = run_query(columns ~ sql ~ '\n)').columns[0].values()[0] -%}
+    {%- set is_kept = wanted == run_query(columns ~ 'warehouse.' ~ schema ~ '.' ~ name ~ ')').columns[0].values()[0] -%}
+  {%- elif not exists -%}
+    {%- do use_inputs([input], none) -%}
   {%- endif -%}
-  {%- if found == wanted -%}
+  {%- if is_kept -%}
     {%- do run_query("call postgres_execute('warehouse', 'truncate " ~ schema ~ '.' ~ name ~ "')") -%}
   {%- else -%}
     {# by DuckDB itself, which so knows the table: clearing its cache of the catalog would pull it from under the

@@ -3,7 +3,7 @@
         incremental_strategy='upsert_newest',
         unique_key=['id'],
         keep_earliest=['created_at'],
-        indexes=[{'columns': ['bike_id']}, {'columns': ['station_id']}, {'columns': ['reported_at']}],
+        indexes=[{'columns': ['failure_id']}, {'columns': ['status']}, {'columns': ['bike_id']}, {'columns': ['station_id']}, {'columns': ['reported_at']}],
         pre_hook="{{ remove_outdated('landing_wrm__bike_failures', ['id'], 'processed_at') }}",
         post_hook="{{ mark_exported('landing_wrm__bike_failures') }}",
     )

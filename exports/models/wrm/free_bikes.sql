@@ -2,14 +2,15 @@
     config(
         incremental_strategy='upsert_newest',
         unique_key=['bike_id', 'timestamp'],
-        indexes=[{'columns': ['timestamp']}, {'columns': ['date'], 'type': 'brin'}],
+        indexes=[{'columns': ['timestamp']}, {'columns': ['date']}],
         pre_hook="{{ remove_outdated('landing_wrm__free_bikes', ['bike_id', 'timestamp'], 'processed_at') }}",
         post_hook="{{ mark_exported('landing_wrm__free_bikes') }}",
     )
 }}
 
--- a feed that stands still over midnight gives the same reading on two days
-select distinct on (bike_id, "timestamp")
+-- a feed that stands still over midnight gives the same reading on two days; time comes first, so that a day's rows
+-- lie together in the table however much lands at once
+select distinct on ("timestamp", bike_id)
     id,
     bike_id,
     "timestamp",
@@ -21,4 +22,4 @@ select distinct on (bike_id, "timestamp")
     date,
     processed_at
 from {{ source('landing', 'landing_wrm__free_bikes') }}
-order by bike_id, "timestamp", processed_at desc, date desc
+order by "timestamp", bike_id, processed_at desc, date desc

@@ -1,4 +1,5 @@
-{{ config(lands_whole_history=true) }}
+-- an unchanged file is stored once, so its day says nothing of how old a failure is
+{{ config(lands_whole_history=true, expires=false) }}
 
 with failures as (
     select * from {{ ref('int_wrm__failures_deduplicated') }}
