@@ -350,6 +350,7 @@ def daily_network(snapshots: list[Snapshot]) -> list[Row]:
                 "arrivals_count": sum(row["arrivals_count"] for row in of_day),
                 "empty_pct": _pooled(of_day, "empty_minutes"),
                 "full_pct": _pooled(of_day, "full_minutes"),
+                "peak_hour_started_at": peak["hour_started_at"],
                 "peak_hour_started_at_warsaw": warsaw(peak["hour_started_at"]),
                 "stations_empty_at_peak_pct": peak["empty_pct"],
                 "stations_full_at_peak_pct": peak["full_pct"],

@@ -290,8 +290,8 @@ def test_landing_goes_by_the_names_of_columns_not_by_their_order(workplace, arch
         connection.autocommit = True
         with connection.cursor() as cursor:  # as an earlier version of the model would have left it
             cursor.execute(
-                "create table landing.reordered as select avg_spaces, avg_bikes, processed_at, latest_reading, "
-                "earliest_reading, unique_stations, total_records, date "
+                "create table landing.reordered as select avg_spaces, avg_bikes, processed_at, "
+                "latest_reading, earliest_reading, unique_stations, total_records, date "
                 "from landing.landing_wrm__stations_data_summary limit 0; "
                 "drop table landing.landing_wrm__stations_data_summary; "
                 "alter table landing.reordered rename to landing_wrm__stations_data_summary"

@@ -336,7 +336,8 @@ def test_a_month_reaches_postgres_whole_and_a_second_time_does_nothing(workplace
 def shared_columns(place: Workplace, table: str, mart: str) -> str:
     """The columns that a public table has from its mart, in order, JSON left out."""
     known = {
-        row[0] for row in place.lake_rows(f"select column_name from (describe {mart}) where column_name <> 'dt'")
+        row[0]
+        for row in place.lake_rows(f"select column_name from (describe {mart}) where column_name <> 'dt'")
     }
     columns = place.warehouse_rows(
         "select column_name::text from information_schema.columns where table_schema = 'public' "

@@ -27,6 +27,7 @@
             ('latitude', 'latitude', 'double'), ('longitude', 'longitude', 'double'),
             ('battery_pct', 'battery_pct', 'integer'), ('fetched_at', 'processed_at', 'timestamp'),
             ('is_outside_service_area', 'is_outside_service_area', 'boolean'),
+            ('is_name_mended', 'is_name_mended', 'boolean'),
         ],
     },
 ] %}

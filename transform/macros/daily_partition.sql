@@ -133,14 +133,31 @@
   {%- set keeps_newest = node.config.get('keeps') == 'newest' -%}
   {%- set until_now = 'over (order by dt rows unbounded preceding)' if carries_over else '' -%}
   {%- set rebuild_all = 'true' if should_full_refresh() else 'false' -%}
-  {%- set input_days -%}
-    {%- for input in inputs %}
-      {{ days_read(input) }}
-      {%- if not loop.last %} union all {% endif -%}
-    {%- endfor %}
-  {%- endset -%}
+  {%- set tokens = [] -%}
+  {%- set reads = [] -%}
+  {%- for input in inputs -%}
+    {%- do tokens.append(input_tokens(input)) -%}
+    {%- for read in input.reads -%}
+      {%- do reads.append("('" ~ input.name ~ "', " ~ ('null::integer' if read == 'previous' else read) ~ ')') -%}
+    {%- endfor -%}
+  {%- endfor -%}
   {%- set query -%}
-    with inputs as (select * from ({{ input_days }}) where dt is not null),
+    with tokens as (select * from ({{ tokens | join(' union all ') }}) where dt is not null),
+    reads as (from (values {{ reads | join(', ') }}) as reads (input, days_after)),
+    near as (
+      select tokens.input, tokens.dt - reads.days_after as dt, tokens.dt as read_dt, token, build_seconds, is_asked
+      from tokens join reads on tokens.input = reads.input and reads.days_after is not null
+    ),
+    targets as (
+      select distinct near.dt, reads.input from near cross join reads where reads.days_after is null
+    ),
+    inputs as (
+      from near
+      union all
+      -- the latest day before, which another input may not have
+      select targets.input, targets.dt, tokens.dt as read_dt, token, build_seconds, is_asked
+      from targets asof join tokens on targets.input = tokens.input and targets.dt > tokens.dt
+    ),
     days as (
       select
         dt,
@@ -160,7 +177,8 @@
         lag(dt) over (order by dt) as before,
         dt = max(dt) over () as is_newest,
         {{ 'bool_or(is_unready) ' ~ until_now if carries_over else 'is_unready' }} as is_unready,
-        {{ "string_agg(tokens, ';') " ~ until_now if carries_over else 'tokens' }} as tokens,
+        {#- of all days until then: a sum, as their whole text would grow with the square of the days #}
+        {{ "sum(('0x' || md5(dt || tokens)[:15])::bigint) " ~ until_now ~ '::varchar' if carries_over else 'tokens' }} as tokens,
         {{ 'bool_or(is_asked) ' ~ until_now if carries_over else 'is_asked' }} as is_asked,
       from days
     ),
@@ -170,7 +188,7 @@
         md5('{{ code_fingerprint(node) }}' || tokens
           {%- if node.config.get('closes_days', false) %} || is_newest{% endif %}) as fingerprint,
       from ordered
-      {%- if keeps_newest %} where dt = (select max(dt) from ordered where not is_unready){% endif %}
+      {%- if keeps_newest %} where is_newest{% endif %}
     )
     select
       coalesce(wanted.dt, day_state.dt)::varchar as dt,
@@ -185,6 +203,8 @@
         or wanted.fingerprint <> day_state.fingerprint as is_stale,
     from wanted full join temp.day_state as day_state on wanted.dt = day_state.dt
     where not coalesce(wanted.is_unready, false)
+      {#- while the newest day waits, the one before stays #}
+      {%- if keeps_newest %} and not (select coalesce(bool_or(is_unready), false) from wanted){% endif %}
   {%- endset -%}
   {#- what carries over is made from its day before, which so comes first, asked for or not -#}
   {%- set asked = 'true' if keeps_newest else '(is_asked or is_stale)' if carries_over else 'is_asked' -%}
@@ -234,20 +254,16 @@
 {% endmacro %}
 
 
-{# (input, dt, read_dt, token, build_seconds, is_asked): which of an input's days make which of the model's. A day is
-   asked for by the vars, and where this run has just built the input's. #}
-{% macro days_read(input) %}
-  {%- for read in input.reads %}
-      select input, {{ 'lead(dt) over (order by dt)' if read == 'previous' else 'dt - (' ~ read ~ ')' }} as dt,
-        dt as read_dt, token, build_seconds,
+{# (input, dt, token, build_seconds, is_asked) per day of an input that holds a row. A day is asked for by the vars, and
+   where this run has just built the input's. #}
+{% macro input_tokens(input) %}
+      select input, dt, token, build_seconds,
         {{ is_day_asked('dt') }}
         {%- if input.kind == 'model' %} or getvariable('lake') || '{{ input.folder }}/dt=' || dt || '/data.parquet' in (
           select object from built_days where invocation = '{{ invocation_id }}'
         ){% endif %} as is_asked,
       from ({{ day_tokens(input) }})
       where row_count > 0 or row_count is null or token is null
-      {%- if not loop.last %} union all {% endif -%}
-  {%- endfor %}
 {% endmacro %}
 
 
@@ -331,8 +347,8 @@
   {%- set path = scratch ~ '/' ~ input.name ~ '__for__' ~ this.identifier ~ '.parquet' -%}
   {%- set built = lake_value('lake') ~ input.folder -%}
   {# of one object: the view would list every day #}
-  {%- set newest = run_query("select max(dt)::varchar from read_parquet('" ~ built ~ "/_state.parquet') "
-                             ~ 'where fingerprint is not null').columns[0].values()[0] -%}
+  {%- set newest = run_query('select coalesce(max(dt) filter (fingerprint is not null), max(dt))::varchar '
+                             ~ "from read_parquet('" ~ built ~ "/_state.parquet')").columns[0].values()[0] -%}
   {%- set one = partition_path(built, newest) if newest else built ~ '/_empty.parquet' -%}
   {%- do run_query("copy (from read_parquet('" ~ one ~ "', hive_partitioning = true) limit 0) to '" ~ path ~ "' (format parquet)") -%}
   {{ return(path) }}
@@ -442,9 +458,12 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 
 
 {# Run last: days that were built just now and failed a test of theirs lose their fingerprint, so that they are built
-   and tested again until they pass, and nothing is made from them meanwhile. #}
+   and tested again until they pass, and nothing is made from them meanwhile. Failing rows that tell their `dt` spare
+   the other days. #}
 {% macro forget_failed_days(results) %}
   {%- for result in results if result.status == 'fail' and result.node.resource_type == 'test' -%}
+    {%- set failing = '(\n' ~ result.node.compiled_code ~ '\n)' -%}
+    {%- set tells_day = 'dt' in run_query('select * from ' ~ failing ~ ' limit 0').column_names -%}
     {%- for id in result.node.depends_on.nodes
           if id.startswith('model.') and graph.nodes[id].config.materialized == 'daily_partition' -%}
       {%- set node = graph.nodes[id] -%}
@@ -452,7 +471,8 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
       {%- set built = "select " ~ day_of('object') ~ " from built_days where invocation = '" ~ invocation_id
                       ~ "' and model = '" ~ node.name ~ "'" -%}
       {%- do read_state(folder) -%}
-      {%- do run_query('update temp.day_state set fingerprint = null where dt in (' ~ built ~ ')') -%}
+      {%- do run_query('update temp.day_state set fingerprint = null where dt in (' ~ built ~ ')'
+                       ~ (' and dt in (select dt from ' ~ failing ~ ')' if tells_day else '')) -%}
       {%- do write_state(folder) -%}
     {%- endfor -%}
   {%- endfor -%}

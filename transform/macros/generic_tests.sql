@@ -2,6 +2,7 @@
 {% test unique_key(model, columns) %}
 select
     {{ columns | join(', ') }},
+    {% if 'dt' not in columns %}min(dt) as dt,{% endif %}
     count(*) as rows_count,
     'the key {{ columns | join(", ") }} is not whole, or stands on more than one row' as failure_reason,
 from {{ model }}
@@ -13,6 +14,7 @@ having count(*) > 1 or {{ columns | join(' is null or ') }} is null
 {# Fails for readings that claim a place which is not on Earth. #}
 {% test coordinates_on_earth(model, latitude='latitude', longitude='longitude') %}
 select
+    dt,
     {{ latitude }},
     {{ longitude }},
     count(*) as rows_count,
@@ -62,12 +64,13 @@ where frozen_stations_count > stations_count * {{ most_pct }} / 100
 {# Fails for every reason that the seed of rules does not know as one to reject a line for. #}
 {% test known_rejection_reasons(model, column_name, rules) %}
 select
+    dt,
     reason,
     count(*) as rows_count,
     'no rule of severity reject in {{ rules.identifier }}' as failure_reason,
-from (select unnest({{ column_name }}) as reason from {{ model }})
+from (select dt, unnest({{ column_name }}) as reason from {{ model }})
 where reason not in (select code from {{ rules }} where severity = 'reject')
-group by reason
+group by dt, reason
 {% endtest %}
 
 

@@ -17,6 +17,7 @@ select
     arrivals_count,
     empty_pct,
     full_pct,
+    peak_hour_started_at,
     peak_hour_started_at_warsaw,
     stations_empty_at_peak_pct,
     stations_full_at_peak_pct,

@@ -19,6 +19,7 @@ select distinct on ("timestamp", bike_id)
     longitude,
     battery_pct,
     is_outside_service_area,
+    is_name_mended,
     date,
     processed_at
 from {{ source('landing', 'landing_wrm__free_bikes') }}

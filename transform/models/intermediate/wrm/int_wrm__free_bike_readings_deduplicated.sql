@@ -23,6 +23,7 @@ final as (
         is_installed,
         is_locked,
         is_temporary,
+        is_name_mended,
         is_outside_service_area,
         extra_fields,
         local_offset_seconds,

@@ -1,6 +1,9 @@
 {{
     config(
-        reads_days={'int_wrm__free_bike_readings_deduplicated': [-1, 0]},
+        reads_days={
+            'int_wrm__free_bike_readings_deduplicated': [-1, 0],
+            'int_wrm__station_readings_deduplicated': [-1, 0],
+        },
         carries_over=true,
         code_version=1,
     )
@@ -11,6 +14,10 @@
 -- away is carried for two days, for the trip that may follow.
 with readings as (
     select * from {{ ref('int_wrm__free_bike_readings_deduplicated') }}
+),
+
+station_readings as (
+    select * from {{ ref('int_wrm__station_readings_deduplicated') }}
 ),
 
 before as (
@@ -39,18 +46,33 @@ distinct_readings as (
     group by bike_id, observed_at
 ),
 
--- snapshots of the day count from 1; number 0 is the last one before it, at which some bikes were away already
+-- snapshots of the day count from 1, also those without any free bike; number 0 is the last one before the day, at
+-- which some bikes were away already
+snapshots as (
+    select
+        snapshot_observed_at,
+        row_number() over (order by snapshot_observed_at) as snapshot_number,
+    from (
+        select snapshot_observed_at from distinct_readings
+        union
+        select snapshot_observed_at
+        from station_readings, bounds
+        where observed_at >= day_started_at and observed_at < day_ended_at
+    )
+),
+
 sightings as (
     select
         bike_id,
         observed_at,
-        dense_rank() over (order by snapshot_observed_at) as snapshot_number,
+        snapshot_number,
         latitude,
         longitude,
         battery_pct,
         is_outside_service_area,
         false as is_carried,
     from distinct_readings
+    inner join snapshots using (snapshot_observed_at)
     union all
     select
         bike_id,
@@ -83,7 +105,7 @@ numbered as (
         count(*) filter (is_start) over (
             partition by bike_id order by observed_at, is_carried desc
         ) as spell_number,
-        max(snapshot_number) over () as last_snapshot_number,
+        (select max(snapshot_number) from snapshots) as last_snapshot_number,
     from compared
 ),
 
@@ -104,7 +126,7 @@ spells as (
         arg_max(is_outside_service_area, observed_at) as is_outside_service_area,
         count(*) filter (not is_carried) as readings_of_day_count,
         -- on a day without snapshots everything stays as it was
-        bool_or(snapshot_number = greatest(last_snapshot_number, 0)) as is_present,
+        bool_or(snapshot_number = coalesce(last_snapshot_number, 0)) as is_present,
     from numbered
     group by bike_id, spell_number
 ),
@@ -145,9 +167,9 @@ joined as (
             else lag(spells.last_battery_pct) over bike
         end as previous_battery_pct,
         case
-            when spells.is_carried then before.was_previous_outside_service_area
+            when spells.is_carried then before.is_previous_outside_service_area
             else lag(spells.is_outside_service_area) over bike
-        end as was_previous_outside_service_area,
+        end as is_previous_outside_service_area,
     from spells
     left join before on spells.bike_id = before.bike_id and spells.is_carried
     window bike as (partition by spells.bike_id order by spells.spell_number)
@@ -173,7 +195,7 @@ final as (
         previous_latitude,
         previous_longitude,
         previous_battery_pct,
-        was_previous_outside_service_area,
+        is_previous_outside_service_area,
     from joined, bounds
     where readings_of_day_count > 0 or is_present or last_observed_at > day_started_at - interval 2 day
 )

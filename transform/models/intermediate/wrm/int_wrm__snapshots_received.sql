@@ -6,6 +6,10 @@ lines_parsed as (
     select * from {{ ref('int_wrm__lines_parsed') }}
 ),
 
+fetch_attempts as (
+    select * from {{ source('wrm', 'fetch_attempts') }} as fetch_attempts
+),
+
 -- Lines are counted in the payloads, not in what was parsed from them: the conservation test compares the two.
 received as (
     select
@@ -35,7 +39,7 @@ parsed as (
     group by all
 ),
 
-final as (
+stored as (
     select
         received.snapshot_observed_at,
         received.fetched_at,
@@ -48,8 +52,34 @@ final as (
         coalesce(parsed.rejected_lines_count, 0) as rejected_lines_count,
         coalesce(parsed.mended_names_count, 0) as mended_names_count,
         parsed.newest_reading_at,
+        false as is_unchanged,
     from received
     left join parsed using (snapshot_observed_at, fetched_at, payload_sha256)
+),
+
+-- a server that answers "not modified" sends no payload
+unchanged as (
+    select
+        attempted_at::timestamp as snapshot_observed_at,
+        attempted_at::timestamp + to_microseconds((latency_seconds * 1000000)::bigint) as fetched_at,
+        coalesce(payload_sha256, 'not modified') as payload_sha256,
+        url as source_key,
+        0 as copies_count,
+        0 as payload_bytes,
+        0 as lines_count,
+        0 as good_lines_count,
+        0 as rejected_lines_count,
+        0 as mended_names_count,
+        null::timestamp as newest_reading_at,
+        true as is_unchanged,
+    from fetch_attempts
+    where resource = 'station_snapshots' and is_unchanged
+),
+
+final as (
+    from stored
+    union all
+    from unchanged
 )
 
 select * from final

@@ -15,6 +15,8 @@ compared as (
         (name, latitude, longitude, docks_count)
         is distinct from lag((name, latitude, longitude, docks_count)) over station as is_start,
     from readings
+    -- what a clock that is far off says of then is of now
+    where observed_at between snapshot_observed_at - interval 1 day and snapshot_observed_at + interval 1 hour
     window station as (partition by station_id order by observed_at)
 ),
 

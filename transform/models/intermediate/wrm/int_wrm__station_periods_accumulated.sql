@@ -20,7 +20,8 @@ known as (
 new_runs as (
     select
         runs.* replace (
-            readings_count - (first_observed_at <= coalesce(known_until, '-infinity'))::integer as readings_count
+            readings_count - (first_observed_at <= coalesce(known_until, '-infinity'))::integer as readings_count,
+            greatest(first_observed_at, known_until + interval 1 microsecond) as first_observed_at
         ),
     from runs
     left join known using (station_id)

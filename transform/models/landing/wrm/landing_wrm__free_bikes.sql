@@ -26,6 +26,7 @@ final as (
         longitude,
         battery_pct,
         is_outside_service_area,
+        is_name_mended,
         snapshot_observed_at::date as date,
         fetched_at as processed_at,
     from latest

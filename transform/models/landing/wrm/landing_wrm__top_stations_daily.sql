@@ -6,7 +6,7 @@ ranked as (
     select
         *,
         row_number() over (
-            partition by dt order by movements_count desc, average_bikes desc, station_id
+            partition by dt order by movements_count desc, round(average_bikes, 9) desc, station_id
         )::integer as activity_rank,
     from stations
 ),

@@ -1,6 +1,6 @@
 {{
     config(
-        reads_days={'int_wrm__snapshots_received': ['previous', 0], 'wrm__fetch_attempts': ['previous', 0]},
+        reads_days={'int_wrm__snapshots_received': ['previous', 0]},
     )
 }}
 
@@ -8,10 +8,6 @@
 -- and is no row: how old the newest snapshot is says the rest.
 with snapshots as (
     select * from {{ ref('int_wrm__snapshots_received') }}
-),
-
-fetch_attempts as (
-    select * from {{ source('wrm', 'fetch_attempts') }} as fetch_attempts
 ),
 
 cadences as (
@@ -25,11 +21,7 @@ cadence as (
 ),
 
 observations as (
-    select snapshot_observed_at as observed_at from snapshots
-    union
-    select attempted_at::timestamp as observed_at
-    from fetch_attempts
-    where resource = 'station_snapshots' and is_unchanged
+    select distinct snapshot_observed_at as observed_at from snapshots
 ),
 
 spans as (

@@ -1,6 +1,9 @@
 {{
     config(
-        reads_days={'int_wrm__station_readings_deduplicated': ['previous', 0]},
+        reads_days={
+            'int_wrm__station_readings_deduplicated': ['previous', 0],
+            'int_wrm__snapshots_received': ['previous', 0],
+        },
     )
 }}
 
@@ -61,6 +64,11 @@ free_bikes as (
     from free_bike_readings
 ),
 
+-- a clock that is ahead does not tell when the day's last reading was
+timely_readings as (
+    select * from station_readings where observed_at <= snapshot_observed_at + interval 1 hour
+),
+
 -- the 24 hours that end with the day's last reading
 last_day as (
     select
@@ -68,8 +76,8 @@ last_day as (
         min(observed_at) as first_observed_at,
         max(observed_at) as last_observed_at,
         count(distinct (bikes_count, spaces_count)) > 1 as has_changed,
-    from station_readings
-    where observed_at > (select max(observed_at) - interval 24 hour from station_readings)
+    from timely_readings
+    where observed_at > (select max(observed_at) - interval 24 hour from timely_readings)
     group by station_id
 ),
 
@@ -98,7 +106,7 @@ staleness as (
     select
         coalesce(sum(epoch_us(seen_until - snapshot_observed_at)), 0) / 60000000.0 as stale_feed_minutes,
     from seen
-    where snapshot_observed_at - newest_reading_at > interval 15 minute
+    where snapshot_observed_at - newest_reading_at > interval 15 minute and snapshot_observed_at >= {{ day_built() }}
 ),
 
 scores as (

@@ -1,6 +1,9 @@
 {{
     config(
-        reads_days={'int_wrm__free_bike_readings_deduplicated': [-1, 0]},
+        reads_days={
+            'int_wrm__free_bike_readings_deduplicated': [-1, 0],
+            'int_wrm__station_readings_deduplicated': [-1, 0],
+        },
         code_version=1,
     )
 }} -- of the macros in local_days.sql
@@ -15,6 +18,10 @@ station_days as (
 
 free_bike_readings as (
     select * from {{ ref('int_wrm__free_bike_readings_deduplicated') }}
+),
+
+station_readings as (
+    select * from {{ ref('int_wrm__station_readings_deduplicated') }}
 ),
 
 hours as (
@@ -35,6 +42,7 @@ hours as (
 -- the hour with the most movements; of equal ones the first
 peak as (
     select
+        hour_started_at as peak_hour_started_at,
         hour_started_at_warsaw as peak_hour_started_at_warsaw,
         empty_pct as stations_empty_at_peak_pct,
         full_pct as stations_full_at_peak_pct,
@@ -73,11 +81,22 @@ docked as (
     from station_days
 ),
 
+-- snapshots without any free bike count, too
+readings_of_day as (
+    select snapshot_observed_at, null as bike_id, observed_at from station_readings
+    union all
+    select
+        snapshot_observed_at,
+        case when not is_outside_service_area then bike_id end as bike_id,
+        observed_at,
+    from free_bike_readings
+),
+
 free_bikes_of_snapshots as (
     select
         snapshot_observed_at,
-        count(distinct bike_id) filter (not is_outside_service_area) as bikes_count,
-    from free_bike_readings
+        count(distinct bike_id) as bikes_count,
+    from readings_of_day
     where observed_at >= {{ utc_of_warsaw(day_built()) }} and observed_at < {{ utc_of_warsaw(day_built() ~ ' + 1') }}
     group by snapshot_observed_at
 ),
@@ -102,6 +121,7 @@ final as (
         docked.arrivals_count,
         docked.empty_pct,
         docked.full_pct,
+        peak.peak_hour_started_at,
         peak.peak_hour_started_at_warsaw,
         peak.stations_empty_at_peak_pct,
         peak.stations_full_at_peak_pct,

@@ -20,7 +20,7 @@ moved as (
         as distance_meters,
         previous_battery_pct as start_battery_pct,
         first_battery_pct as end_battery_pct,
-        was_previous_outside_service_area or is_first_outside_service_area as is_outside_service_area,
+        is_previous_outside_service_area or is_first_outside_service_area as is_outside_service_area,
     from spells
     -- each trip once, on the day it ended
     where started_at >= {{ utc_of_warsaw(day_built()) }}

@@ -26,15 +26,15 @@ cadence as (
 ),
 
 polls as (
-    select snapshot_observed_at as polled_at, true as is_snapshot, false as is_unchanged, false as has_failed,
+    select snapshot_observed_at as polled_at, not is_unchanged as is_snapshot, is_unchanged, false as has_failed,
     from snapshots
     where dt = {{ day_built() }}
     union all
     -- refused files of an archive carry the time of their import, which may lie on any day
-    select attempted_at::timestamp as polled_at, false as is_snapshot, is_unchanged, error is not null as has_failed,
+    select attempted_at::timestamp as polled_at, false as is_snapshot, false as is_unchanged, true as has_failed,
     from fetch_attempts
     where resource = 'station_snapshots'
-        and (is_unchanged or error is not null)
+        and error is not null
         and attempted_at::timestamp::date = {{ day_built() }}
 ),
 

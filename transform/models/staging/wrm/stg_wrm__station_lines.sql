@@ -1,4 +1,4 @@
-{{ config(code_version=1) }} -- of the macro whole_number
+{{ config(code_version=2) }} -- of the macros in numbers.sql
 
 {%- set feed_columns = {
     'id': 'id',
@@ -32,23 +32,30 @@ areas as (
     where system_id = 'wrm'
 ),
 
+-- once per snapshot, not per line; more than a hundred unknown columns are no feed's
 positions as (
     select
-        * exclude (lines),
-        unnest(lines) as line,
-        generate_subscripts(lines, 1) as line_number,
+        *,
         {%- for column, header_name in feed_columns.items() %}
         list_position(header, '{{ header_name }}') as {{ column }}_position,
         {%- endfor %}
         list_sort(list_distinct(list_filter(
             header, lambda field: field not in ('{{ feed_columns.values() | join("', '") }}')
-        ))) as extra_columns,
+        )))[:100] as extra_columns,
     from snapshots
+),
+
+numbered as (
+    select
+        * exclude (lines),
+        unnest(lines) as line,
+        generate_subscripts(lines, 1) as line_number,
+    from positions
 ),
 
 lines as (
     select *
-    from positions
+    from numbered
     where trim(line, e' \t') <> '' and not (line_number = 1 and header is not null)
 ),
 
@@ -101,8 +108,8 @@ named as (
         trim(fields[id_position]) as id,
         string_split(fields[timestamp_position], '|') as timestamp_parts,
         fields[name_position] as feed_name,
-        try_cast(fields[latitude_position] as double) as latitude,
-        try_cast(fields[longitude_position] as double) as longitude,
+        {{ broken_number('fields[latitude_position]') }} as latitude,
+        {{ broken_number('fields[longitude_position]') }} as longitude,
         {{ whole_number('fields[bikes_position]') }} as bikes_count,
         {{ whole_number('fields[spaces_position]') }} as spaces_count,
         fields[installed_position] as installed,
@@ -113,7 +120,7 @@ named as (
         fields[pedelecs_position] as pedelecs,
         -- columns that the feed did not have when this was written
         case
-            when len(extra_columns) > 0 then map_from_entries(list_transform(
+            when len(extra_columns) > 0 and len(fields) = len(header) then map_from_entries(list_transform(
                 extra_columns, lambda field: {'key': field, 'value': fields[list_position(header, field)]}
             ))
         end as extra_fields,
@@ -127,14 +134,14 @@ typed as (
     select
         *,
         -- a double holds microseconds since 1970 exactly; decimals would overflow
-        try_cast(round(try_cast(timestamp_parts[1] as double) * 1000000) as bigint) as unix_microseconds,
+        try_cast(round({{ broken_number('timestamp_parts[1]') }} * 1000000) as bigint) as unix_microseconds,
         {{ whole_number('timestamp_parts[2]') }} as local_offset_seconds,
         {{ whole_number('timestamp_parts[3]') }} as server_offset_seconds,
         {{ whole_number('docks') }} as docks_count,
         {{ whole_number('pedelecs') }} as pedelecs_count,
-        try_cast(installed as boolean) as is_installed,
-        try_cast(locked as boolean) as is_locked,
-        try_cast(temporary as boolean) as is_temporary,
+        {{ true_or_false('installed') }} as is_installed,
+        {{ true_or_false('locked') }} as is_locked,
+        {{ true_or_false('temporary') }} as is_temporary,
         -- 'false' for stations, percent for free bikes, -1 where unknown
         case when {{ whole_number('battery') }} between 0 and 100 then {{ whole_number('battery') }} end as battery_pct,
         coalesce(mended_names[feed_name], feed_name) as name,
@@ -161,11 +168,11 @@ judged as (
                         when kind is null and regexp_full_match(id, '[1-9][0-9]{9,}|fb[0-9]{19,}') then 'oversized_id'
                         when kind is null then 'unknown_id'
                     end,
-                    -- before 2008 there was no such feed; a day ahead of the fetch is no clock's error
+                    -- before 2008 there was no such feed; a day ahead of the snapshot is no clock's error
                     case
                         when unix_microseconds is null
                             or unix_microseconds < 1199145600000000
-                            or unix_microseconds > epoch_us(fetched_at) + 86400000000
+                            or unix_microseconds > epoch_us(snapshot_observed_at) + 86400000000
                             then 'implausible_timestamp'
                     end,
                     case
