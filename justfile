@@ -1,4 +1,5 @@
 # Recipes of Bike Data Flow. `scripts/just <recipe>` makes the environment first; `just <recipe>` does as well.
+# More than the dozen that the house style allows, in groups: each is one thing that people look for by name.
 
 set dotenv-load
 set positional-arguments

@@ -375,7 +375,8 @@ def everything_written(place: Workplace) -> dict[str, Any]:
         written[table] = place.warehouse_rows(
             f"select xmin::text, count(*) from {table} group by xmin::text order by 1"
         )
-        assert written[table], f"{table} is empty"
+        # defects are a feed of their own: see test_failures.py
+        assert written[table] or table == "bike_failures", f"{table} is empty"
     return written
 
 
