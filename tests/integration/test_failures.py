@@ -82,7 +82,8 @@ def test_bike_failures_shows_the_file_of_the_feed_under_its_contract(live_workpl
         "select indexdef from pg_indexes where tablename = 'bike_failures'"
     )
     assert {row[0].split(" USING ")[1] for row in indexed} == {
-        *("btree (id)", "btree (bike_id)", "btree (station_id)", "btree (reported_at)")
+        *("btree (id)", "btree (failure_id)", "btree (status)"),
+        *("btree (bike_id)", "btree (station_id)", "btree (reported_at)"),
     }
 
 
