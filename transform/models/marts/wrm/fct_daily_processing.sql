@@ -1,3 +1,5 @@
+-- depends_on: {{ ref('int_wrm__lines_parsed') }}, for its share of silver_seconds
+
 with snapshots as (
     select * from {{ ref('int_wrm__snapshots_received') }}
 ),
