@@ -1,4 +1,4 @@
-{{ config(code_version=2) }} -- of the macros in numbers.sql
+{{ config(code_version=3) }} -- of the macros in numbers.sql
 
 {%- set feed_columns = {
     'id': 'id',
