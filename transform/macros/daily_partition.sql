@@ -34,7 +34,7 @@
 {% materialization daily_partition, adapter='duckdb' %}
   {%- set target_relation = this.incorporate(type='view') -%}
   {%- set inputs = daily_inputs(model, config.get('reads_days', {})) -%}
-  {%- set folder = lake_value('lake') ~ '/' ~ config.require('layer') ~ '/' ~ model.name -%}
+  {%- set folder = model_folder(model) -%}
 
   {{ run_hooks(pre_hooks) }}
 
@@ -347,8 +347,7 @@
   {%- set path = scratch ~ '/' ~ input.name ~ '__for__' ~ this.identifier ~ '.parquet' -%}
   {%- set built = lake_value('lake') ~ input.folder -%}
   {# of one object: the view would list every day #}
-  {%- set newest = run_query('select coalesce(max(dt) filter (fingerprint is not null), max(dt))::varchar '
-                             ~ "from read_parquet('" ~ built ~ "/_state.parquet')").columns[0].values()[0] -%}
+  {%- set newest = newest_day("read_parquet('" ~ built ~ "/_state.parquet')") -%}
   {%- set one = partition_path(built, newest) if newest else built ~ '/_empty.parquet' -%}
   {%- do run_query("copy (from read_parquet('" ~ one ~ "', hive_partitioning = true) limit 0) to '" ~ path ~ "' (format parquet)") -%}
   {{ return(path) }}
@@ -395,6 +394,12 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 {% endmacro %}
 
 
+{# Where a model's days are. #}
+{% macro model_folder(node) %}
+  {{ return(lake_value('lake') ~ '/' ~ node.config.layer ~ '/' ~ node.name) }}
+{% endmacro %}
+
+
 {% macro partition_path(folder, dt) %}
   {{ return(folder ~ '/dt=' ~ dt ~ '/data.parquet') }}
 {% endmacro %}
@@ -423,6 +428,13 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 {% endmacro %}
 
 
+{# The newest day of a state, ready ones first; none without days. #}
+{% macro newest_day(state) %}
+  {{ return(run_query('select coalesce(max(dt) filter (fingerprint is not null), max(dt))::varchar from ' ~ state
+                      ).columns[0].values()[0]) }}
+{% endmacro %}
+
+
 {% macro write_state(folder) %}
   {%- do copy_to('select * from temp.day_state order by dt', folder ~ '/_state.parquet', {}) -%}
 {% endmacro %}
@@ -430,8 +442,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 
 {# The view that people and other models read: the objects in the variable of its name, or all days. #}
 {% macro show_partitions(relation, node, inputs, sql, folder) %}
-  {%- set newest = run_query('select coalesce(max(dt) filter (fingerprint is not null), max(dt))::varchar '
-                             ~ 'from temp.day_state').columns[0].values()[0] -%}
+  {%- set newest = newest_day('temp.day_state') -%}
   {%- if newest -%}
     {%- set every_day = folder ~ '/dt=*/data.parquet' -%}
     {%- set one_day = partition_path(folder, newest) -%}
@@ -467,7 +478,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
     {%- for id in result.node.depends_on.nodes
           if id.startswith('model.') and graph.nodes[id].config.materialized == 'daily_partition' -%}
       {%- set node = graph.nodes[id] -%}
-      {%- set folder = lake_value('lake') ~ '/' ~ node.config.layer ~ '/' ~ node.name -%}
+      {%- set folder = model_folder(node) -%}
       {%- set built = "select " ~ day_of('object') ~ " from built_days where invocation = '" ~ invocation_id
                       ~ "' and model = '" ~ node.name ~ "'" -%}
       {%- do read_state(folder) -%}

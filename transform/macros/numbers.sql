@@ -1,5 +1,5 @@
 {#
-  What a text spells, null otherwise. A plain cast is laxer; the patterns cost half of what translate() does.
+  What a text spells, null otherwise. A plain cast is laxer; the patterns cost a quarter of what translate() does.
 #}
 
 {# The integer in digits: a plain cast would round 4.6 and read 0x10, 1e1 and 1_0. #}

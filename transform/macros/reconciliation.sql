@@ -23,11 +23,6 @@
 {% endmacro %}
 
 
-{% macro model_folder(node) %}
-  {{ return(lake_value('lake') ~ '/' ~ node.config.layer ~ '/' ~ node.name) }}
-{% endmacro %}
-
-
 {# A model's days within `reach` days of these, as something to select from. #}
 {% macro days_of(node, days, reach=0) %}
   {%- set folder = model_folder(node) -%}

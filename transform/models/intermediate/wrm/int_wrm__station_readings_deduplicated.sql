@@ -1,15 +1,11 @@
+{{ config(code_version=1) }} -- of the macro latest_fetch
+
 with lines as (
     select * from {{ ref('int_wrm__lines_parsed') }}
 ),
 
 latest as (
-    select *
-    from lines
-    where not is_rejected and kind = 'station'
-    qualify row_number() over (
-        partition by id, observed_at
-        order by fetched_at desc, payload_sha256 desc, line_number desc
-    ) = 1
+    {{ latest_fetch('station') }}
 ),
 
 final as (

@@ -1,4 +1,4 @@
-{{ config(code_version=1) }} -- of the macro time_ordered_uuid
+{{ config(code_version=1) }} -- of the macros latest_fetch and time_ordered_uuid
 
 -- Straight from bronze, by the same staging SQL as the lake's readings: a reading is in PostgreSQL before its
 -- day is rebuilt.
@@ -7,13 +7,7 @@ with lines as (
 ),
 
 latest as (
-    select *
-    from lines
-    where not is_rejected and kind = 'station'
-    qualify row_number() over (
-        partition by id, observed_at
-        order by fetched_at desc, payload_sha256 desc, line_number desc
-    ) = 1
+    {{ latest_fetch('station') }}
 ),
 
 final as (

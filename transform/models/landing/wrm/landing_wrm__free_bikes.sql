@@ -1,4 +1,4 @@
-{{ config(code_version=1) }} -- of the macro time_ordered_uuid
+{{ config(code_version=1) }} -- of the macros latest_fetch and time_ordered_uuid
 
 -- Straight from bronze, by the same staging SQL as the lake's readings, as the station readings are.
 with lines as (
@@ -6,13 +6,7 @@ with lines as (
 ),
 
 latest as (
-    select *
-    from lines
-    where not is_rejected and kind = 'free_bike'
-    qualify row_number() over (
-        partition by id, observed_at
-        order by fetched_at desc, payload_sha256 desc, line_number desc
-    ) = 1
+    {{ latest_fetch('free_bike') }}
 ),
 
 final as (
