@@ -105,6 +105,31 @@ class Lake:
         options["config_kwargs"] = self._botocore_config()
         return options
 
+    def s3_client(self) -> Any:
+        """A botocore client of the lake's store, for what fsspec cannot do: conditional writes, bucket
+        settings."""
+        import botocore.config  # slow to import, and of no use to a local lake
+        import botocore.session
+
+        session = botocore.session.get_session()
+        return session.create_client(
+            "s3",
+            region_name=self.s3.region,
+            endpoint_url=self.s3.endpoint_url,
+            aws_access_key_id=self.s3.access_key_id,
+            aws_secret_access_key=self.s3.secret_access_key,
+            aws_session_token=self.s3.session_token,
+            verify=self.s3.ca_bundle,
+            config=botocore.config.Config(
+                **self._botocore_config(), connect_timeout=10, read_timeout=20, retries={"max_attempts": 3}
+            ),
+        )
+
+    def bucket_and_key(self, name: str) -> tuple[str, str]:
+        """Bucket and key of an object named relative to a lake on S3."""
+        bucket, _, key = f"{self.url}/{name}".removeprefix("s3://").partition("/")
+        return bucket, key
+
     def duckdb_secret(self) -> str | None:
         """The statement that lets DuckDB reach the lake's bucket, None for a local lake.
 

@@ -24,6 +24,10 @@ class SettingsError(ValueError):
     """One or more settings are missing or malformed; the message lists them all."""
 
 
+class SecretValueError(ValueError):
+    """A malformed value that must not be repeated in a message."""
+
+
 @dataclass(frozen=True)
 class S3Settings:
     """How to reach an S3-compatible store. Without keys, AWS's usual credential chain applies."""
@@ -41,6 +45,7 @@ class S3Settings:
 class Settings:
     """The project's settings; see `.env.example` for every name and default."""
 
+    environment: str  # "prod" or "dev"
     data_dir: Path
     lake_url: str  # "file:///…" or "s3://bucket/prefix", without a trailing slash
     postgres_url: str | None = field(repr=False)  # None: the embedded server under data_dir
@@ -55,7 +60,20 @@ class Settings:
     fetch_max_bytes: int
     duckdb_memory_limit: str
     duckdb_threads: int
+    watch_poll_seconds: float
+    watch_export_seconds: float
+    watch_archive: str | None  # folder or s3:// prefix
+    dlt_loads_retention_days: int
+    bronze_cold_after_days: int
+    bronze_expires_after_days: int | None  # None: never
+    alert_webhook_url: str | None = field(repr=False)
+    alert_stale_minutes: float
+    alert_min_score: float  # of 100
+    alert_max_quarantine_pct: float
+    metrics_address: tuple[str, int]  # host, port; port 0 takes a free one
+    metrics_textfile: Path | None
     log_level: str
+    log_format: str  # "text" or "json"
 
     @property
     def postgres_data_dir(self) -> Path:
@@ -111,15 +129,19 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         dotenv = {k: v for k, v in dotenv_values(PROJECT_ROOT / ".env").items() if v is not None}
         environment = dotenv | os.environ
     read = _Reader(environment)
+    is_dev = read("ENVIRONMENT", "prod", _one_of("prod", "dev")) == "dev"
     data_dir = read("DATA_DIR", "data", _absolute_path)
     lake_url = read("LAKE_URL", "", _lake_url) or data_dir.joinpath("lake").as_uri()
+    if is_dev:  # beside the other's, so that one bucket serves both
+        lake_url += "-dev"
     settings = Settings(
+        environment="dev" if is_dev else "prod",
         data_dir=data_dir,
         lake_url=lake_url,
         postgres_url=read("POSTGRES_URL", "", _postgres_url) or None,
-        postgres_schema=read("POSTGRES_SCHEMA", "public", _identifier),
+        postgres_schema=read("POSTGRES_SCHEMA", "dev" if is_dev else "public", _identifier),
         postgres_reader_role=read("POSTGRES_READER_ROLE", "bike_data_reader", _role),
-        export_retention_days=read("EXPORT_RETENTION_DAYS", "", _positive(int)) or None,
+        export_retention_days=read("EXPORT_RETENTION_DAYS", "7" if is_dev else "", _positive(int)) or None,
         s3=S3Settings(
             endpoint_url=read("AWS_ENDPOINT_URL_S3", read.raw("AWS_ENDPOINT_URL"), _http_url) or None,
             region=read("AWS_REGION", read.raw("AWS_DEFAULT_REGION") or "eu-central-1", str),
@@ -148,7 +170,21 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             str(8 if lake_url.startswith("s3://") else os.cpu_count() or 2),
             _positive(int),
         ),
+        watch_poll_seconds=read("WATCH_POLL_SECONDS", "60", _positive(float)),
+        watch_export_seconds=read("WATCH_EXPORT_SECONDS", "120", _positive(float)),
+        watch_archive=read("WATCH_ARCHIVE", "", _archive) or None,
+        dlt_loads_retention_days=read("DLT_LOADS_RETENTION_DAYS", "7" if is_dev else "30", _positive(int)),
+        bronze_cold_after_days=read("BRONZE_COLD_AFTER_DAYS", "90", _positive(int)),
+        bronze_expires_after_days=read("BRONZE_EXPIRES_AFTER_DAYS", "30" if is_dev else "", _positive(int))
+        or None,
+        alert_webhook_url=read("ALERT_WEBHOOK_URL", "", _secret_url) or None,
+        alert_stale_minutes=read("ALERT_STALE_MINUTES", "30", _positive(float)),
+        alert_min_score=read("ALERT_MIN_SCORE", "85", _percentage),
+        alert_max_quarantine_pct=read("ALERT_MAX_QUARANTINE_PCT", "5", _percentage),
+        metrics_address=read("METRICS_ADDRESS", "127.0.0.1:9464", _address),
+        metrics_textfile=read("METRICS_TEXTFILE", "", _absolute_path) or None,
         log_level=read("LOG_LEVEL", "INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")),
+        log_format=read("LOG_FORMAT", "text", _one_of("text", "json")),
     )
     if lake_url.startswith("s3://") and bool(settings.s3.access_key_id) != bool(
         settings.s3.secret_access_key
@@ -175,6 +211,9 @@ class _Reader:
             return value
         try:
             return parse(value)
+        except SecretValueError as error:
+            self.problems.append(f"{name} is malformed: its value is a secret and not shown. {error}")
+            return default
         except ValueError as error:
             self.problems.append(f"{name} is malformed: {_without_password(value)!r}. {error}")
             return parse(default) if default else default
@@ -243,6 +282,35 @@ def _http_url(value: str) -> str:
     if url.scheme not in ("http", "https") or not url.netloc:
         raise ValueError("Give an http:// or https:// URL.")
     return value
+
+
+def _secret_url(value: str) -> str:
+    """An http(s) URL that is a secret itself, as webhooks' are: the message does not repeat it."""
+    try:
+        return _http_url(value)
+    except ValueError:
+        raise SecretValueError("Give an http:// or https:// URL.") from None
+
+
+def _archive(value: str) -> str:
+    return value.rstrip("/") if value.startswith("s3://") else str(_absolute_path(value))
+
+
+def _address(value: str) -> tuple[str, int]:
+    host, separator, port = value.rpartition(":")
+    if not (separator and host and port.isdigit() and int(port) < 65536):
+        raise ValueError("Give host:port, such as 127.0.0.1:9464.")
+    return host.strip("[]"), int(port)
+
+
+def _percentage(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("Give a number.") from None
+    if not 0 <= number <= 100:
+        raise ValueError("Give a number from 0 to 100.")
+    return number
 
 
 def _identifier(value: str) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 
+from pythonjsonlogger.json import JsonFormatter
+
+from ingestion.lake import Lake
 from ingestion.settings import Settings, load_settings
+from scripts.lease import Holder, LeaseHeldError, LeaseLostError, held_lease, locked_file
+from scripts.pipeline_run import Run, current_run, new_run_id, pipeline_run
 
 NOISY_LOGGERS = ("dlt", "sqlglot", "botocore", "urllib3", "asyncio", "aiobotocore", "s3fs", "fsspec")
 INTERRUPTED = 130
+# what every JSON line of the log has, null where it says nothing of it
+FIELDS = dict.fromkeys(("run_id", "source", "rows", "bytes", "seconds"))
 
 
 class CommandError(RuntimeError):
@@ -47,6 +52,8 @@ def _explain(failure: Exception) -> str | None:
 
         known = isinstance(failure, CommandError | ArchiveError | SettingsError)
         return str(failure) if known else None
+    if isinstance(failure, LeaseLostError):
+        return f"{failure} Nothing of this job's is lost; the other carries on."
     cause = failure
     while cause.__cause__ is not None or cause.__context__ is not None:
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
@@ -61,31 +68,52 @@ def _explain(failure: Exception) -> str | None:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Times and messages on standard error."""
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
+    """Lines on standard error, each with the id of the run: for people, or one JSON object per line with what
+    was given as `extra` (source, rows, bytes, seconds)."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_tell_run)
+    if settings.log_format == "json":
+        names = "%(asctime)s %(levelname)s %(name)s %(run_id)s %(message)s"
+        renamed = {"asctime": "time", "levelname": "level", "name": "logger"}
+        formatter: logging.Formatter = JsonFormatter(names, rename_fields=renamed, defaults=FIELDS)
+        formatter.default_msec_format = "%s.%03dZ"
+        formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
+        formatter.converter = time.gmtime
+    else:
+        formatter = logging.Formatter("%(asctime)s %(run_tag)s%(message)s", datefmt="%H:%M:%S")
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     for noisy in NOISY_LOGGERS:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-@contextlib.contextmanager
-def the_only_job(settings: Settings, name: str) -> Iterator[None]:
-    """Hold the pipeline for the length of a `with` block: two jobs on one dlt working directory, lake and
-    landing schema would undo each other. The lock is a file's, so a killed job does not keep it.
+def _tell_run(record: logging.LogRecord) -> bool:
+    run = current_run.get()
+    record.run_id = run.id if run else None
+    record.run_tag = f"[{run.id[-6:]}] " if run else ""
+    return True
 
-    Raises `CommandError` that says which job holds it and since when.
+
+@contextlib.contextmanager
+def the_only_job(
+    settings: Settings, name: str, *, trigger: str | None = None, waits: bool = False
+) -> Iterator[Run]:
+    """Be the one job at work, for the length of a `with` block: two on one dlt working directory, lake and
+    landing schema would undo each other. Neither the lock on DATA_DIR nor the lake's lease outlives a job
+    that is killed.
+
+    Raises `CommandError` that says which job holds it and since when, unless it `waits`.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with open(settings.data_dir / "pipeline.lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise CommandError(
-                f"Another job is at work: {lock.read().strip()}. Wait until it has ended and run again."
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{name}, process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
-        lock.flush()
-        yield
+    holder = Holder(name, new_run_id())
+    lake = Lake.of(settings)
+    try:
+        with (
+            locked_file(settings.data_dir / "pipeline.lock", holder, waits=waits),
+            held_lease(lake, holder, waits=waits) as lease,
+            pipeline_run(settings, name, holder.run_id, trigger, lease) as run,
+        ):
+            yield run
+    except LeaseHeldError as error:
+        raise CommandError(
+            f"Another job is at work: {error}. Wait until it has ended and run again."
+        ) from None

@@ -16,6 +16,7 @@ from typing import Any
 
 from ingestion.settings import PROJECT_ROOT, Settings, canonical_postgres_url
 from scripts.command import CommandError, run_command
+from scripts.pipeline_run import check_lease
 from scripts.start_postgres import running_postgres
 
 PROJECTS = ("transform", "exports")
@@ -34,6 +35,7 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
     """
     from dbt.cli.main import dbtRunner  # slow to import
 
+    check_lease()
     with _dbt_environment(settings):
         is_quiet = "--quiet" in arguments
         # artifacts are for people, and writing them takes as long as parsing the project

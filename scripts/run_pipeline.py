@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ingestion.archive import absolute_location
 from ingestion.settings import PROJECT_ROOT, Settings
 from scripts.command import run_command, the_only_job
+from scripts.pipeline_run import check_lease
 from scripts.run_dbt import run_dbt
 from scripts.start_postgres import running_postgres
 
@@ -52,14 +53,18 @@ def take_snapshot(settings: Settings) -> str | None:
     way."""
     from ingestion import wrm
 
+    check_lease()
     started = time.monotonic()
     outcome = wrm.take_snapshot(settings)
     what = "unchanged" if outcome.is_unchanged else "taken" if outcome.is_taken else "failed"
+    seconds = time.monotonic() - started
+    numbers = {"rows": int(outcome.is_taken), "bytes": outcome.payload_bytes, "seconds": round(seconds, 3)}
     logger.info(
         "ingest wrm: snapshot %s, %d bytes, %.1f s",
         what,
         outcome.payload_bytes,
-        time.monotonic() - started,
+        seconds,
+        extra={"source": "wrm", **numbers},
     )
     return outcome.error
 
@@ -68,6 +73,7 @@ def import_archive(settings: Settings, location: str) -> list[str]:
     """Import what is new in an archive, with a progress bar on a terminal; gives the reasons of refusals."""
     from ingestion import wrm
 
+    check_lease()
     started = time.monotonic()
     with tqdm(desc="importing", unit=" files", disable=None, leave=False) as bar:
 
@@ -76,6 +82,8 @@ def import_archive(settings: Settings, location: str) -> list[str]:
             bar.update(done - bar.n)
 
         outcome = wrm.import_archive(settings, location, show)
+    seconds = time.monotonic() - started
+    numbers = {"rows": outcome.taken, "bytes": outcome.payload_bytes, "seconds": round(seconds, 3)}
     logger.info(
         "ingest wrm: %d files found, %d new, %d known, %d refused, %d bytes, %.1f s",
         outcome.listed,
@@ -83,7 +91,8 @@ def import_archive(settings: Settings, location: str) -> list[str]:
         outcome.known,
         len(outcome.refused),
         outcome.payload_bytes,
-        time.monotonic() - started,
+        seconds,
+        extra={"source": "wrm", **numbers},
     )
     for reason in outcome.refused:
         logger.warning("%s", reason)
@@ -138,14 +147,21 @@ def reconcile(settings: Settings) -> None:
     """Compare lake and PostgreSQL on the days just exported: counts and checksums."""
     started = time.monotonic()
     run_dbt(settings, "transform", "--quiet", "build", "--select", "tag:reconciliation")
-    logger.info("reconciliation: lake and PostgreSQL agree, %.1f s", time.monotonic() - started)
+    seconds = time.monotonic() - started
+    logger.info(
+        "reconciliation: lake and PostgreSQL agree, %.1f s",
+        seconds,
+        extra={"source": "reconciliation", "seconds": round(seconds, 3)},
+    )
 
 
 def _dbt(settings: Settings, project: str, *arguments: str) -> None:
     started = time.monotonic()
     nodes = run_dbt(settings, project, "--quiet", *arguments)
     news = _summary(nodes) or "nothing new"
-    logger.info("%s: %s, %.1f s", project, news, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    numbers = {"source": project, "seconds": round(seconds, 3)}
+    logger.info("%s: %s, %.1f s", project, news, seconds, extra=numbers)
 
 
 def _summary(nodes: dict[str, str]) -> str:
@@ -226,8 +242,9 @@ def main() -> None:
     }
 
     def job(settings: Settings) -> str | None:
-        with the_only_job(settings, given.job):
-            return jobs_by_name[given.job](settings)
+        with the_only_job(settings, given.job) as run:
+            run.error = jobs_by_name[given.job](settings)
+            return run.error
 
     run_command(job)
 
