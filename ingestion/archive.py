@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -21,6 +22,7 @@ _NAME = re.compile(
     r"(?:wrm_stations|station_data|content)_"
     r"(\d{4})-?(\d{2})-?(\d{2})_(\d{2})-?(\d{2})-?(\d{2})\.txt(?:\.(gz|zst))?"
 )
+_DAY_FOLDER = re.compile(r"/dt=\d{4}-\d{2}-\d{2}$")
 _CODECS = {"gz": "gzip", "zst": "zstd"}
 _CHUNK_BYTES = 1024 * 1024
 
@@ -47,19 +49,49 @@ def list_archive(filesystem: fsspec.AbstractFileSystem, location: str) -> tuple[
 
     Raises `ArchiveError` where there is nothing at all, or a folder that cannot be read.
     """
-    options = {"on_error": "raise"} if _is_local(filesystem) else {}
-    try:
-        entries = filesystem.find(location, detail=True, withdirs=False, **options)
-    except (FileNotFoundError, NotADirectoryError):
-        entries = {}
-    except PermissionError as error:
-        raise ArchiveError(
-            f"The archive cannot be listed: {error.filename or location}. Make it readable and run again."
-        ) from error
+    entries = _find(filesystem, location)
     if not entries:
         raise ArchiveError(
             f"No archive found: {location}. Give a folder or an s3:// prefix that holds raw text files."
         )
+    return _told(filesystem, location, entries)
+
+
+def list_folders(
+    filesystem: fsspec.AbstractFileSystem, location: str, folders: Iterable[str]
+) -> tuple[list[ArchiveFile], list[str]]:
+    """What `list_archive` gives, of some folders of the archive alone and without those below them; one that
+    is not there has nothing."""
+    entries: dict[str, dict[str, object]] = {}
+    for folder in folders:
+        entries |= _find(filesystem, folder, maxdepth=1)
+    return _told(filesystem, location, entries)
+
+
+def folders_of_days(folders: Iterable[str], days: Iterable[date]) -> set[str]:
+    """Where files of some days would lie in an archive of which these folders have held any: the flat ones,
+    and the `dt=` folders of the days beside those of other days."""
+    flat = {folder for folder in folders if not _DAY_FOLDER.search(folder)}
+    dated = {_DAY_FOLDER.sub("", folder) for folder in folders if _DAY_FOLDER.search(folder)}
+    return flat | {f"{folder}/dt={day.isoformat()}" for folder in dated for day in days}
+
+
+def _find(filesystem: fsspec.AbstractFileSystem, folder: str, **options: Any) -> dict[str, dict[str, object]]:
+    if _is_local(filesystem):
+        options["on_error"] = "raise"
+    try:
+        return filesystem.find(folder, detail=True, withdirs=False, **options)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except PermissionError as error:
+        raise ArchiveError(
+            f"The archive cannot be listed: {error.filename or folder}. Make it readable and run again."
+        ) from error
+
+
+def _told(
+    filesystem: fsspec.AbstractFileSystem, location: str, entries: dict[str, dict[str, object]]
+) -> tuple[list[ArchiveFile], list[str]]:
     arrival_of = _folder_arrivals(location) if _is_local(filesystem) else lambda path: None
     files = {path: _describe(filesystem, path, info, arrival_of(path)) for path, info in entries.items()}
     known = [file for file in files.values() if file is not None]

@@ -53,7 +53,21 @@ class ImportOutcome:
     taken: int = 0
     known: int = 0
     payload_bytes: int = 0
+    days: set[date] = field(default_factory=set)  # observed, of the snapshots taken
     refused: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SeenArchive:
+    """What a long-lived process remembers of an archive between two looks at it."""
+
+    folders: set[str] = field(default_factory=set)  # that held a file
+    files: set[tuple[str, datetime]] = field(default_factory=set)  # key and modification time
+
+    def remember(self, files: Iterable[archive.ArchiveFile]) -> None:
+        for file in files:
+            self.folders.add(file.path.rpartition("/")[0])
+            self.files.add((file.key, file.modified_at))
 
 
 def take_snapshot(settings: Settings) -> LiveOutcome:
@@ -185,17 +199,18 @@ def import_archive(
     settings: Settings,
     location: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    seen: SeenArchive | None = None,
 ) -> ImportOutcome:
     """Import the files of an archive that are new since the last import of it, one load per observed day.
 
     The cursor is arrival, never the observed time, so old days dropped in late are taken. A file counts as
     known when its observed time and digest are in bronze already, whatever its name. Files that are refused
-    are tried again by the next import. `progress(done, total)` is called after each file.
+    are tried again by the next import. `progress(done, total)` is called after each file, and `seen`
+    remembers what was found.
 
     Raises `ArchiveError` where there is no archive.
     """
-    lake = Lake.of(settings)
-    filesystem = lake.filesystem(location)
+    filesystem = Lake.of(settings).filesystem(location)
     listed_at = datetime.now(UTC)
     files, unknown = archive.list_archive(filesystem, location)
     for path in unknown:
@@ -203,18 +218,36 @@ def import_archive(
     pipeline = bronze.open_pipeline(SOURCE, settings)
     cursors: dict[str, str] = bronze.source_state(pipeline).get("archives", {})
     key = archive.archive_key(filesystem, location)
-    recent = _arrived_since(files, cursors.get(key))
-    job = _Import(settings, lake, filesystem, pipeline, len(recent), progress)
-    job.outcome.listed = len(files)
-    job.outcome.known = len(files) - len(recent)
-    for day, day_files in groupby(recent, key=lambda file: file.observed_at.date()):
-        job.import_day(day, list(day_files))
+    job = _Import(settings, filesystem, pipeline, progress)
+    job.import_files(files, _arrived_since(files, cursors.get(key)))
     if files:
         # only now: an import that is cut short starts over, and finds what it has
         arrivals = [max(file.arrived_at for file in files), listed_at]
         cursor = min(arrivals + [file.arrived_at for file in job.refused]).isoformat()
         if cursors.get(key) != cursor:
             bronze.load_day(pipeline, listed_at.date(), {}, {"archives": cursors | {key: cursor}})
+    if seen is not None:
+        seen.remember(files)
+    return job.outcome
+
+
+def import_recent(
+    settings: Settings, location: str, days: Iterable[date], seen: SeenArchive
+) -> ImportOutcome:
+    """Import what an archive has got since the last look at it, of what lies where files of some days do.
+
+    Its cost does not grow with the archive's days. It leaves the cursor alone, so that the next
+    `import_archive` takes what lies elsewhere; a file that was refused waits for that one, too.
+    """
+    filesystem = Lake.of(settings).filesystem(location)
+    folders = archive.folders_of_days(seen.folders, days)
+    files, _ = archive.list_folders(filesystem, location, folders)
+    new = [file for file in files if (file.key, file.modified_at) not in seen.files]
+    if not new:
+        return ImportOutcome(listed=len(files), known=len(files))
+    job = _Import(settings, filesystem, bronze.open_pipeline(SOURCE, settings))
+    job.import_files(files, new)
+    seen.remember(new)
     return job.outcome
 
 
@@ -230,14 +263,21 @@ class _Import:
     """One import under way: where from, where to, and what came of it so far."""
 
     settings: Settings
-    lake: Lake
     filesystem: fsspec.AbstractFileSystem
     pipeline: dlt.Pipeline
-    total: int
-    progress: Callable[[int, int], None]
+    progress: Callable[[int, int], None] = lambda done, total: None
+    total: int = 0
     done: int = 0
     outcome: ImportOutcome = field(default_factory=ImportOutcome)
     refused: list[archive.ArchiveFile] = field(default_factory=list)
+
+    def import_files(self, listed: list[archive.ArchiveFile], new: list[archive.ArchiveFile]) -> None:
+        """Import the new ones of the files listed, day by day."""
+        self.total = len(new)
+        self.outcome.listed = len(listed)
+        self.outcome.known = len(listed) - len(new)
+        for day, files in groupby(new, key=lambda file: file.observed_at.date()):
+            self.import_day(day, list(files))
 
     def import_day(self, day: date, files: list[archive.ArchiveFile]) -> None:
         """Load what bronze does not hold of one observed day."""
@@ -254,7 +294,7 @@ class _Import:
         self, day: date, files: list[archive.ArchiveFile], refusals: list[dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
         columns = ["source_key", "source_modified_at", "observed_at", "payload_sha256"]
-        held = bronze.read_bronze_day(self.lake, SOURCE, "station_snapshots", day, columns)
+        held = bronze.read_bronze_day(Lake.of(self.settings), SOURCE, "station_snapshots", day, columns)
         held_files = {(row["source_key"], row["source_modified_at"]) for row in held}
         held_snapshots = {(row["observed_at"], row["payload_sha256"]) for row in held}
         for file in files:
@@ -278,6 +318,7 @@ class _Import:
                 continue
             held_snapshots.add(snapshot)
             self.outcome.taken += 1
+            self.outcome.days.add(day)
             self.outcome.payload_bytes += row["payload_bytes"]
             yield row
 

@@ -71,7 +71,7 @@ def demo(settings: Settings, feed: FeedServer) -> str | None:
         with stages.timed(f"{LIVE_SNAPSHOTS} live snapshots to bronze"):
             for number in range(LIVE_SNAPSHOTS):
                 time.sleep(SECONDS_BETWEEN if number else 0)
-                error = take_snapshot(settings) or error
+                error = take_snapshot(settings).error or error
         build_and_export(settings, stages)
         report(settings, stages, console)
     return error

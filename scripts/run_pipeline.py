@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import psycopg2
 from tqdm import tqdm
@@ -25,6 +26,9 @@ from scripts.command import run_command, the_only_job
 from scripts.pipeline_run import check_lease
 from scripts.run_dbt import run_dbt
 from scripts.start_postgres import running_postgres
+
+if TYPE_CHECKING:  # dlt is slow to import, and only some jobs need it
+    from ingestion.wrm import ImportOutcome, LiveOutcome, SeenArchive
 
 # public tables that PostgreSQL gets before their days are rebuilt in the lake
 READINGS = ("bike_stations", "free_bikes")
@@ -48,9 +52,8 @@ class Stages:
         self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - started
 
 
-def take_snapshot(settings: Settings) -> str | None:
-    """Poll the live feed once; gives the error when nothing could be taken. The attempt is in the lake either
-    way."""
+def take_snapshot(settings: Settings) -> LiveOutcome:
+    """Poll the live feed once. The attempt is in the lake whatever comes of it."""
     from ingestion import wrm
 
     check_lease()
@@ -66,11 +69,11 @@ def take_snapshot(settings: Settings) -> str | None:
         seconds,
         extra={"source": "wrm", **numbers},
     )
-    return outcome.error
+    return outcome
 
 
-def import_archive(settings: Settings, location: str) -> list[str]:
-    """Import what is new in an archive, with a progress bar on a terminal; gives the reasons of refusals."""
+def import_archive(settings: Settings, location: str, seen: SeenArchive | None = None) -> ImportOutcome:
+    """Import what is new in an archive, with a progress bar on a terminal."""
     from ingestion import wrm
 
     check_lease()
@@ -81,8 +84,13 @@ def import_archive(settings: Settings, location: str) -> list[str]:
             bar.total = total
             bar.update(done - bar.n)
 
-        outcome = wrm.import_archive(settings, location, show)
-    seconds = time.monotonic() - started
+        outcome = wrm.import_archive(settings, location, show, seen)
+    report_import(outcome, time.monotonic() - started)
+    return outcome
+
+
+def report_import(outcome: ImportOutcome, seconds: float) -> None:
+    """Log what an import gave, and why files were refused."""
     numbers = {"rows": outcome.taken, "bytes": outcome.payload_bytes, "seconds": round(seconds, 3)}
     logger.info(
         "ingest wrm: %d files found, %d new, %d known, %d refused, %d bytes, %.1f s",
@@ -96,7 +104,6 @@ def import_archive(settings: Settings, location: str) -> list[str]:
     )
     for reason in outcome.refused:
         logger.warning("%s", reason)
-    return outcome.refused
 
 
 def export_readings(settings: Settings) -> None:
@@ -192,7 +199,7 @@ def build_and_export(settings: Settings, stages: Stages) -> None:
 def run(settings: Settings) -> str | None:
     """The main job on the live feed; what arrived earlier is built and exported whatever it does."""
     with running_postgres(settings):
-        error = take_snapshot(settings)
+        error = take_snapshot(settings).error
         build_and_export(settings, Stages())
     return error and (
         f"{error}.\nThe attempt is recorded and what had arrived earlier is exported. Try again later, see "
@@ -204,14 +211,14 @@ def run(settings: Settings) -> str | None:
 def backfill(settings: Settings, location: str) -> str | None:
     """Import an archive, then build and export."""
     with running_postgres(settings):
-        refused = import_archive(settings, location)
+        refused = import_archive(settings, location).refused
         build_and_export(settings, Stages())
     return f"{len(refused)} files were refused, see above; all others are in." if refused else None
 
 
 def ingest(settings: Settings, source: str) -> str | None:
     """One poll of a source's live feed into bronze."""
-    return take_snapshot(settings)
+    return take_snapshot(settings).error
 
 
 def export(settings: Settings) -> None:
