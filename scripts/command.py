@@ -36,7 +36,7 @@ def run_command(job: Callable[[Settings], str | None]) -> None:
         print("\nInterrupted. The next run carries on from here.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except Exception as failure:
-        error = _explain(failure)
+        error = explain(failure)
         if error is None:
             raise
     if error:
@@ -44,7 +44,7 @@ def run_command(job: Callable[[Settings], str | None]) -> None:
         raise SystemExit(1)
 
 
-def _explain(failure: Exception) -> str | None:
+def explain(failure: Exception) -> str | None:
     """A message for what lies outside the project, None for its own mistakes."""
     if isinstance(failure, CommandError | ValueError):
         from ingestion.archive import ArchiveError
@@ -96,20 +96,24 @@ def _tell_run(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def the_only_job(
-    settings: Settings, name: str, *, trigger: str | None = None, waits: bool = False
+    settings: Settings,
+    name: str,
+    *,
+    trigger: str | None = None,
+    waits: Callable[[], bool] = lambda: False,
 ) -> Iterator[Run]:
     """Be the one job at work, for the length of a `with` block: two on one dlt working directory, lake and
     landing schema would undo each other. Neither the lock on DATA_DIR nor the lake's lease outlives a job
     that is killed.
 
-    Raises `CommandError` that says which job holds it and since when, unless it `waits`.
+    Raises `CommandError` that says which job holds it and since when, once it no longer `waits()`.
     """
     holder = Holder(name, new_run_id())
     lake = Lake.of(settings)
     try:
         with (
-            locked_file(settings.data_dir / "pipeline.lock", holder, waits=waits),
-            held_lease(lake, holder, waits=waits) as lease,
+            locked_file(settings.data_dir / "pipeline.lock", holder, waits=waits) as dead,
+            held_lease(lake, holder, dead=dead, waits=waits) as lease,
             pipeline_run(settings, name, holder.run_id, trigger, lease) as run,
         ):
             yield run

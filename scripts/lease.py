@@ -70,8 +70,11 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held_lease(lake: Lake, holder: Holder, *, waits: bool = False) -> Iterator[Lease]:
-    """Hold the lake's lease for the length of a `with` block; `waits` for whoever holds it.
+def held_lease(
+    lake: Lake, holder: Holder, *, dead: Holder | None = None, waits: Callable[[], bool] = lambda: False
+) -> Iterator[Lease]:
+    """Hold the lake's lease for the length of a `with` block; wait for whoever holds it as long as
+    `waits()`. A holder that is `dead` for certain, as its lock on DATA_DIR is free, is not waited for.
 
     Raises `LeaseHeldError`.
     """
@@ -79,7 +82,7 @@ def held_lease(lake: Lake, holder: Holder, *, waits: bool = False) -> Iterator[L
         with locked_file(Path(lake.root) / NAME, holder, waits=waits) as left_by:
             yield Lease(left_by)
         return
-    lease = _ObjectLease(lake, holder)
+    lease = _ObjectLease(lake, holder, dead)
     _wait_for(lease.acquire, waits)
     try:
         yield lease
@@ -101,7 +104,9 @@ def lease_holder(lake: Lake) -> Holder | None:
 
 
 @contextlib.contextmanager
-def locked_file(path: Path, holder: Holder, *, waits: bool = False) -> Iterator[Holder | None]:
+def locked_file(
+    path: Path, holder: Holder, *, waits: Callable[[], bool] = lambda: False
+) -> Iterator[Holder | None]:
     """Hold a file's lock for the length of a `with` block; gives who died holding it before, if anybody did.
 
     Raises `LeaseHeldError`.
@@ -118,14 +123,14 @@ def locked_file(path: Path, holder: Holder, *, waits: bool = False) -> Iterator[
             _rewrite(file, "")
 
 
-def _wait_for(acquire: Callable[[], None], waits: bool) -> None:
+def _wait_for(acquire: Callable[[], None], waits: Callable[[], bool]) -> None:
     """Acquire, again and again where it is worth while."""
     is_told = False
     while True:
         try:
             return acquire()
         except LeaseHeldError as error:
-            if not (waits or error.looks_orphaned):
+            if not (waits() or error.looks_orphaned):
                 raise
             if not is_told:
                 logger.warning("Waiting for another job to let the lake go: %s.", error)
@@ -148,9 +153,9 @@ def _rewrite(file: IO[str], text: str) -> None:
 
 
 class _ObjectLease(Lease):
-    def __init__(self, lake: Lake, holder: Holder) -> None:
+    def __init__(self, lake: Lake, holder: Holder, dead: Holder | None = None) -> None:
         super().__init__()
-        self.client, self.holder = lake.s3_client(), holder
+        self.client, self.holder, self.dead = lake.s3_client(), holder, dead
         self.bucket, self.key = lake.bucket_and_key(NAME)
         self.stopped = threading.Event()
         self.taken_by: Holder | None = None
@@ -163,7 +168,7 @@ class _ObjectLease(Lease):
         else:
             record, etag, age = found
             self.left_by = _holder(record)
-            if self.left_by is not None and age <= LEASE_SECONDS:
+            if self.left_by not in (None, self.dead) and age <= LEASE_SECONDS:
                 raise LeaseHeldError(
                     f"{self.left_by}, last seen {age:.0f} s ago", looks_orphaned=age > 2 * RENEWAL_SECONDS
                 )

@@ -12,9 +12,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -86,6 +87,20 @@ def import_archive(settings: Settings, location: str, seen: SeenArchive | None =
 
         outcome = wrm.import_archive(settings, location, show, seen)
     report_import(outcome, time.monotonic() - started)
+    return outcome
+
+
+def import_recent(
+    settings: Settings, location: str, days: Iterable[date], seen: SeenArchive
+) -> ImportOutcome:
+    """Import what an archive has got since the last look, of what lies where files of some days do."""
+    from ingestion import wrm
+
+    check_lease()
+    started = time.monotonic()
+    outcome = wrm.import_recent(settings, location, days, seen)
+    if outcome.taken or outcome.refused:
+        report_import(outcome, time.monotonic() - started)
     return outcome
 
 

@@ -17,15 +17,21 @@ from scripts.command import CommandError, the_only_job
 from scripts.lease import Holder, LeaseHeldError, LeaseLostError, held_lease, lease_holder
 
 HOLD = """
-import sys, time
+import time
 from ingestion.lake import Lake
 from ingestion.settings import load_settings
 from scripts import lease
-lease.LEASE_SECONDS, lease.RENEWAL_SECONDS = 3, 1
-with lease.held_lease(Lake.of(load_settings()), lease.Holder("backfill", "20250512T181007-aaaaaa")):
+from scripts.command import the_only_job
+lease.LEASE_SECONDS, lease.RENEWAL_SECONDS = {seconds}, 1
+with {context}:
     print("held", flush=True)
     time.sleep(60)
 """
+HOLD_THE_LEASE = HOLD.format(
+    seconds=3,
+    context='lease.held_lease(Lake.of(load_settings()), lease.Holder("backfill", "20250512T181007-aaaaaa"))',
+)
+BE_THE_ONLY_JOB = HOLD.format(seconds=3600, context='the_only_job(load_settings(), "backfill")')
 
 
 @pytest.fixture(params=["files", "s3"])
@@ -43,9 +49,9 @@ def holder(job="watch"):
     return Holder(job, f"20250512T181007-{os.urandom(3).hex()}")
 
 
-def hold_in_a_process(workplace):
+def hold_in_a_process(workplace, code):
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD],
+        [sys.executable, "-c", code],
         cwd=PROJECT_ROOT,
         env=workplace.command_environment(),
         stdout=subprocess.PIPE,
@@ -75,12 +81,21 @@ def test_lease_outlasts_its_seconds_because_it_is_renewed(lake):
 
 
 def test_lease_of_a_killed_holder_is_taken_over_and_its_run_is_named(lake, workplace):
-    process = hold_in_a_process(workplace)
+    process = hold_in_a_process(workplace, HOLD_THE_LEASE)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with held_lease(lake, holder(), waits=True) as held:
+    with held_lease(lake, holder(), waits=lambda: True) as held:
         assert (held.left_by.job, held.left_by.run_id) == ("backfill", "20250512T181007-aaaaaa")
         held.check()
+
+
+def test_job_that_died_on_this_machine_is_succeeded_at_once(workplace, s3_server):
+    workplace.configure(**s3_server.environment | {"LAKE_URL": f"s3://bike-data-flow/lease-{time.time_ns()}"})
+    process = hold_in_a_process(workplace, BE_THE_ONLY_JOB)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with the_only_job(workplace.settings, "run") as run:
+        assert run.lease.left_by.job == "backfill"
 
 
 def test_one_of_many_gets_the_lease(lake):

@@ -1,0 +1,273 @@
+"""Watch the feed and the archive, keep the lake built and PostgreSQL up to date, until Ctrl-C or SIGTERM:
+
+python -m scripts.watch_lake
+
+Two sensors look for what is new: the raw sensor polls the feed and looks at the archive every
+WATCH_POLL_SECONDS, the export sensor looks at what PostgreSQL lacks every WATCH_EXPORT_SECONDS, and at once
+when something has come in. One round of the loop does what is due: poll, readings to PostgreSQL, build, marts
+to PostgreSQL. What fails is tried again later and later, and does not keep the rest from its work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+
+from ingestion.settings import Settings
+from ingestion.wrm import SeenArchive
+from scripts.command import explain, run_command, the_only_job
+from scripts.foreground import wait_until_stopped
+from scripts.lease import LeaseLostError
+from scripts.pipeline_run import check_lease, new_run_id, pipeline_run
+from scripts.run_pipeline import (
+    export_marts,
+    export_readings,
+    import_archive,
+    import_recent,
+    reconcile,
+    take_snapshot,
+    transform,
+)
+from scripts.start_postgres import running_postgres
+from transform.plugins.lake import listing_only
+
+# a sensor that fails again and again waits up to so many of its intervals
+LONGEST_BACKOFF = 5
+HISTORY_SECONDS = 15 * 60
+COMPACTION_SECONDS = 60 * 60
+FULL_CHECK_HOUR = 3  # UTC
+# the default selector of dbt, less the history: an --exclude replaces that selector
+WITHOUT_HISTORY = ("--exclude", "tag:history", "tag:landing", "tag:reconciliation")
+
+logger = logging.getLogger("bike-data-flow")
+
+
+@dataclass
+class Sensor:
+    """Work that is due now and then, or when it is woken; after a failure it waits longer each time."""
+
+    name: str
+    interval_seconds: float
+    work: Callable[[], None]
+    due_at: float = 0  # of time.monotonic()
+    failures: int = 0
+    error: str | None = None  # of the last attempt
+
+    def wake(self) -> None:
+        """Be due now, unless it is waiting after a failure."""
+        if not self.failures:
+            self.due_at = 0
+
+    def attempt(self) -> None:
+        """Do the work; what goes wrong is kept in `error`, except the loss of the lease."""
+        started = time.monotonic()
+        self.error = None
+        try:
+            check_lease()
+            self.work()
+        except LeaseLostError:
+            raise
+        except Exception as failure:
+            self.error = explain(failure)
+            if self.error is None:  # a mistake of the project's own
+                self.error = f"{type(failure).__name__}: {failure}"
+                logger.exception("%s failed", self.name)
+            _close_duckdb()
+        self.failures = self.failures + 1 if self.error else 0
+        waits = self.interval_seconds * min(2 ** max(self.failures - 1, 0), LONGEST_BACKOFF)
+        self.due_at = (time.monotonic() if self.error else started) + waits
+        if self.error:
+            logger.warning("%s failed, next try in %.0f s. %s", self.name, waits, self.error)
+
+
+@dataclass
+class Watch:
+    """What has come in and is not built, or not exported, yet; and the sensors that see to it."""
+
+    settings: Settings
+    seen: SeenArchive = field(default_factory=SeenArchive)
+    unbuilt: set[date] = field(default_factory=set)  # UTC days that have something new in bronze
+    unexported: set[date] = field(default_factory=set)
+    has_marts_to_export: bool = False
+    # what has to look at the whole lake, or archive, instead of its recent days
+    unchecked: set[str] = field(default_factory=lambda: {"archive", "build", "readings"})
+    checked_on: date = field(default_factory=lambda: datetime.now(UTC).date())
+    history_due_at: float = 0
+    is_idle: bool = True  # this round has brought nothing further
+
+    def __post_init__(self) -> None:
+        poll, export = self.settings.watch_poll_seconds, self.settings.watch_export_seconds
+        self.raw = Sensor("poll", poll, self.poll)
+        self.export = Sensor("export", export, self.bring_to_postgres)
+        self.build = Sensor("build", export, self.build_lake)
+        self.sensors = [self.raw, self.export, self.build]
+
+    def run_round(self, stopped: threading.Event) -> None:
+        """Do what is due, and what that wakes, sensor by sensor until `stopped` is set."""
+        self.is_idle = True
+        had_turn: list[Sensor] = []
+        while not stopped.is_set():
+            sensor = next((sensor for sensor in self.sensors if self._has_turn(sensor, had_turn)), None)
+            if sensor is None:
+                break
+            sensor.attempt()
+            had_turn.append(sensor)
+
+    def _has_turn(self, sensor: Sensor, had_turn: list[Sensor]) -> bool:
+        # the export has two: readings before the build, marts after it
+        turns = 2 if sensor is self.export else 1
+        return sensor.due_at <= time.monotonic() and had_turn.count(sensor) < turns
+
+    def seconds_until_due(self) -> float:
+        return max(0.0, min(sensor.due_at for sensor in self.sensors) - time.monotonic())
+
+    def check_everything(self) -> None:
+        """Have the next round look at the whole lake and archive, once a night."""
+        now = datetime.now(UTC)
+        if now.hour >= FULL_CHECK_HOUR and now.date() > self.checked_on:
+            self.checked_on = now.date()
+            self.unchecked = {"archive", "build", "readings"}
+            self.build.wake()
+            self.export.wake()
+
+    def poll(self) -> None:
+        """The feed, then the archive. A feed that does not answer is recorded, and asked again as ever."""
+        try:
+            outcome = take_snapshot(self.settings)
+            if outcome.is_taken:
+                self._wake_for({_today()})
+            if outcome.error:
+                logger.warning("%s.", outcome.error)
+        finally:  # every attempt is a row, and a load that failed may be finished by the next
+            self.unbuilt.add(_today())
+            self.unexported.add(_today())
+        if self.settings.watch_archive:
+            self._look_at(self.settings.watch_archive)
+
+    def _look_at(self, archive: str) -> None:
+        if "archive" in self.unchecked:
+            outcome = import_archive(self.settings, archive, self.seen)
+            self.unchecked.discard("archive")
+        else:
+            outcome = import_recent(self.settings, archive, _recent_days(), self.seen)
+        self._wake_for(outcome.days)
+
+    def _wake_for(self, days: set[date]) -> None:
+        if days:
+            self.unbuilt |= days
+            self.unexported |= days
+            self.is_idle = False
+            self.export.wake()
+            self.build.wake()
+
+    def bring_to_postgres(self) -> None:
+        """New readings, and the days of marts that were rebuilt."""
+        with running_postgres(self.settings):  # also where the embedded server was stopped meanwhile
+            if self.unexported or "readings" in self.unchecked:
+                with self._listing("readings", self.unexported):
+                    export_readings(self.settings)
+                self.unexported.clear()
+                self.is_idle = False
+            if self.has_marts_to_export:
+                with self._listing("marts", set()):
+                    export_marts(self.settings)
+                reconcile(self.settings)
+                self.has_marts_to_export = False
+                self.is_idle = False
+
+    def build_lake(self) -> None:
+        """Rebuild the days that have something new, and the history of runs now and then."""
+        if not self.unbuilt and "build" not in self.unchecked:
+            return
+        has_history = time.monotonic() >= self.history_due_at
+        with self._listing("build", self.unbuilt):
+            transform(self.settings, *(() if has_history else WITHOUT_HISTORY))
+        self.unbuilt.clear()
+        if has_history:
+            self.history_due_at = time.monotonic() + HISTORY_SECONDS
+        self.has_marts_to_export = True
+        self.is_idle = False
+        self.export.wake()
+
+    @contextlib.contextmanager
+    def _listing(self, part: str, days: set[date]) -> Iterator[None]:
+        """List recent days of bronze and `days` alone, unless the part has the whole lake to look at."""
+        if part in self.unchecked:
+            yield
+            self.unchecked.discard(part)
+        else:
+            with listing_only(sorted(days | _recent_days())):
+                yield
+
+
+def watch(settings: Settings, stopped: threading.Event) -> None:
+    """Do round after round until `stopped` is set; the step under way is finished.
+
+    Raises `LeaseLostError` where another job has taken the lake over.
+    """
+    with (
+        the_only_job(settings, "watch", waits=lambda: not stopped.is_set()) as process,
+        running_postgres(settings),
+    ):
+        state = Watch(settings)
+        logger.info("Watching: %s every %.0f s.", settings.wrm_feed_url, settings.watch_poll_seconds)
+        while not stopped.is_set():
+            state.check_everything()
+            with pipeline_run(settings, "watch round", new_run_id(), "watch", process.lease) as run:
+                state.run_round(stopped)
+                errors = [f"{sensor.name}: {sensor.error}" for sensor in state.sensors if sensor.error]
+                run.error = "\n".join(errors) or None
+            stopped.wait(state.seconds_until_due())
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _recent_days() -> set[date]:
+    return {_today(), _today() - timedelta(days=1)}
+
+
+def _close_duckdb() -> None:
+    """Let go of dbt's DuckDB: after a failure it may hold broken connections and half of a build."""
+    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+
+    DuckDBConnectionManager.close_all_connections()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.parse_args()
+    run_command(_watch_until_stopped)
+
+
+def _watch_until_stopped(settings: Settings) -> None:
+    """The loop runs in a thread of its own: signals reach the main thread, and libraries that would catch
+    them in the middle of their work do so only there."""
+    stopped = threading.Event()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            watch(settings, stopped)
+        except BaseException as failure:
+            failures.append(failure)
+
+    worker = threading.Thread(target=work, name="watch", daemon=True)
+    worker.start()
+    if wait_until_stopped(worker):
+        logger.info("Stopping when the step under way is done; once more stops at once.")
+    stopped.set()
+    worker.join()
+    for failure in failures:
+        raise failure
+
+
+if __name__ == "__main__":
+    main()

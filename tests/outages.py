@@ -1,0 +1,84 @@
+"""Servers that go away: a loopback proxy in front of a real one, which can be cut and joined again."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+CHUNK_BYTES = 64 * 1024
+
+
+class Proxy:
+    """Forwards TCP connections to a server on a port of loopback or on a Unix socket.
+
+    While it is cut, connections are refused and those that stood are closed.
+    """
+
+    def __init__(self, target: tuple[str, int] | str) -> None:
+        self.target = target
+        self.listener: socket.socket | None = None
+        self.connections: set[socket.socket] = set()
+        self.lock = threading.Lock()
+        self.port = 0
+        self.join()
+
+    def join(self) -> None:
+        """Let connections through, on the same port as before."""
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=[self.listener], daemon=True).start()
+
+    def cut(self) -> None:
+        """Refuse new connections and close those that stand."""
+        if self.listener is not None:
+            self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+            self.listener.close()
+            self.listener = None
+        with self.lock:
+            for connection in self.connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self.connections.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # until the listener is closed
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=self._connect, args=[client], daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        family = socket.AF_UNIX if isinstance(self.target, str) else socket.AF_INET
+        server = socket.socket(family)
+        with client, server:
+            try:
+                server.connect(self.target)
+            except OSError:
+                return
+            with self.lock:
+                self.connections |= {client, server}
+            back = threading.Thread(target=_forward, args=[server, client], daemon=True)
+            back.start()
+            _forward(client, server)
+            back.join()
+            with self.lock:
+                self.connections -= {client, server}
+
+
+def _forward(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := source.recv(CHUNK_BYTES):
+            target.sendall(chunk)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def running_proxy(target: tuple[str, int] | str) -> Iterator[Proxy]:
+    """A proxy for the length of a `with` block."""
+    proxy = Proxy(target)
+    try:
+        yield proxy
+    finally:
+        proxy.cut()
