@@ -68,11 +68,14 @@ def list_folders(
     return _told(filesystem, location, entries)
 
 
-def folders_of_days(folders: Iterable[str], days: Iterable[date]) -> set[str]:
-    """Where files of some days would lie in an archive of which these folders have held any: the flat ones,
-    and the `dt=` folders of the days beside those of other days."""
-    flat = {folder for folder in folders if not _DAY_FOLDER.search(folder)}
-    dated = {_DAY_FOLDER.sub("", folder) for folder in folders if _DAY_FOLDER.search(folder)}
+def folders_of_days(
+    filesystem: fsspec.AbstractFileSystem, location: str, folders: Iterable[str], days: Iterable[date]
+) -> set[str]:
+    """Where files of some days would lie in an archive of which these folders have held any: its root, the
+    flat ones, and the `dt=` folders of the days, in the root and beside those of other days."""
+    root = str(filesystem._strip_protocol(location)).rstrip("/")
+    flat = {root} | {folder for folder in folders if not _DAY_FOLDER.search(folder)}
+    dated = {root} | {_DAY_FOLDER.sub("", folder) for folder in folders if _DAY_FOLDER.search(folder)}
     return flat | {f"{folder}/dt={day.isoformat()}" for folder in dated for day in days}
 
 

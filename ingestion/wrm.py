@@ -240,7 +240,7 @@ def import_recent(
     `import_archive` takes what lies elsewhere; a file that was refused waits for that one, too.
     """
     filesystem = Lake.of(settings).filesystem(location)
-    folders = archive.folders_of_days(seen.folders, days)
+    folders = archive.folders_of_days(filesystem, location, seen.folders, days)
     files, _ = archive.list_folders(filesystem, location, folders)
     new = [file for file in files if (file.key, file.modified_at) not in seen.files]
     if not new:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from ingestion.lake import Lake
@@ -75,7 +76,9 @@ def configure_logging(settings: Settings) -> None:
     if settings.log_format == "json":
         names = "%(asctime)s %(levelname)s %(name)s %(run_id)s %(message)s"
         renamed = {"asctime": "time", "levelname": "level", "name": "logger"}
-        formatter: logging.Formatter = JsonFormatter(names, rename_fields=renamed, defaults=FIELDS)
+        formatter: logging.Formatter = JsonFormatter(
+            names, rename_fields=renamed, defaults=FIELDS, reserved_attrs=[*RESERVED_ATTRS, "run_tag"]
+        )
         formatter.default_msec_format = "%s.%03dZ"
         formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
         formatter.converter = time.gmtime

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
+from ingestion.archive import ArchiveError
 from ingestion.settings import Settings
-from ingestion.wrm import SeenArchive
+from ingestion.wrm import ImportOutcome, SeenArchive
 from scripts.command import explain, run_command, the_only_job
 from scripts.foreground import wait_until_stopped
 from scripts.lease import LeaseLostError
@@ -152,7 +153,11 @@ class Watch:
 
     def _look_at(self, archive: str) -> None:
         if "archive" in self.unchecked:
-            outcome = import_archive(self.settings, archive, self.seen)
+            try:
+                outcome = import_archive(self.settings, archive, self.seen)
+            except ArchiveError as error:  # it may come to be
+                logger.warning("%s", error)
+                outcome = ImportOutcome()
             self.unchecked.discard("archive")
         else:
             outcome = import_recent(self.settings, archive, _recent_days(), self.seen)

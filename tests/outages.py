@@ -1,11 +1,13 @@
-"""Servers that go away: a loopback proxy in front of a real one, which can be cut and joined again."""
+"""Servers that go away, and one that takes alerts, all on loopback."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 CHUNK_BYTES = 64 * 1024
 
@@ -82,3 +84,44 @@ def running_proxy(target: tuple[str, int] | str) -> Iterator[Proxy]:
         yield proxy
     finally:
         proxy.cut()
+
+
+class Receiver(ThreadingHTTPServer):
+    """A Slack-compatible incoming webhook; keeps the texts that it was sent, in order."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Hook)
+        self.texts: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/services/T0/B0/secret-of-the-webhook"
+
+
+class _Hook(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.texts.append(json.loads(body)["text"])
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def running_receiver() -> Iterator[Receiver]:
+    """A receiver of alerts for the length of a `with` block."""
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -183,6 +183,32 @@ def test_archive_tries_refused_files_again(workplace, archive, monkeypatch):
     assert import_archive(workplace, folder) == (1, 1, 0)
 
 
+def test_recent_files_of_an_archive_are_taken_without_a_look_at_its_other_days(workplace, archive):
+    days = [date(2025, 5, day) for day in (11, 12)]
+    old, new = "2025-05-10 10:00:00", "2025-05-12 10:00:00"
+    folder = archive(
+        **{f"raw__dt=2025-05-10__{raw_name(old)}": small_snapshot(moment(old)), "notes.txt": "-"}
+    )
+    seen = wrm.SeenArchive()
+    wrm.import_archive(workplace.settings, str(folder), seen=seen)
+    assert wrm.import_recent(workplace.settings, str(folder), days, seen).listed == 0
+    archive(
+        **{
+            f"raw__dt=2025-05-12__{raw_name(new)}": small_snapshot(moment(new)),
+            f"raw__dt=2025-05-12__{raw_name('2025-05-12 10:00:01')}.gz": b"no gzip",
+            f"raw__dt=2025-05-09__{raw_name('2025-05-09 10:00:00')}": small_snapshot(
+                moment("2025-05-09 10:00:00")
+            ),
+        }
+    )
+    outcome = wrm.import_recent(workplace.settings, str(folder), days, seen)
+    assert (outcome.taken, outcome.days, len(outcome.refused)) == (1, {date(2025, 5, 12)}, 1)
+    again = wrm.import_recent(workplace.settings, str(folder), days, seen)
+    assert (again.taken, again.refused) == (0, []), "a refused file waits for the next full look"
+    whole = wrm.import_archive(workplace.settings, str(folder), seen=seen)
+    assert (whole.taken, whole.days, len(whole.refused)) == (1, {date(2025, 5, 9)}, 1)
+
+
 def test_archive_knows_a_snapshot_under_another_name_and_takes_a_changed_one(workplace, archive):
     text = small_snapshot(moment("2025-05-13 00:00:00"))
     import_archive(workplace, archive(**{raw_name("2025-05-13 00:00:00"): text}))
