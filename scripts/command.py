@@ -49,9 +49,10 @@ def explain(failure: Exception) -> str | None:
     """A message for what lies outside the project, None for its own mistakes."""
     if isinstance(failure, CommandError | ValueError):
         from ingestion.archive import ArchiveError
+        from ingestion.compaction import CompactionError
         from ingestion.settings import SettingsError
 
-        known = isinstance(failure, CommandError | ArchiveError | SettingsError)
+        known = isinstance(failure, CommandError | ArchiveError | CompactionError | SettingsError)
         return str(failure) if known else None
     if isinstance(failure, LeaseLostError):
         return f"{failure} Nothing of this job's is lost; the other carries on."
@@ -107,10 +108,12 @@ def the_only_job(
 ) -> Iterator[Run]:
     """Be the one job at work, for the length of a `with` block: two on one dlt working directory, lake and
     landing schema would undo each other. Neither the lock on DATA_DIR nor the lake's lease outlives a job
-    that is killed.
+    that is killed. What a killed compaction left is finished first: until then rows may stand twice.
 
     Raises `CommandError` that says which job holds it and since when, once it no longer `waits()`.
     """
+    from ingestion import compaction  # slow to import
+
     holder = Holder(name, new_run_id())
     lake = Lake.of(settings)
     try:
@@ -119,6 +122,7 @@ def the_only_job(
             held_lease(lake, holder, dead=dead, waits=waits) as lease,
             pipeline_run(settings, name, holder.run_id, trigger, lease) as run,
         ):
+            compaction.recover(lake)
             yield run
     except LeaseHeldError as error:
         raise CommandError(

@@ -27,6 +27,9 @@
   so whatever a crash leaves behind is rebuilt by the next run; until then, what reads the model leaves that day as it
   is. A day that fails a test loses its fingerprint as well. A day without inputs loses its partition.
 
+  In a process that lists only some days of bronze (`listed_days`, set by the plugin's `listing_only`), every other day
+  of a model that reads a source itself stays as it is: neither stale nor vanished. Models over models plan as ever.
+
   --full-refresh rebuilds every day; --vars '{from_day: 2025-05-01, to_day: 2025-05-31}' restricts the days, and so
   does --vars '{days: [2025-05-01, 2025-05-31]}': to these and to what is made from them.
 #}
@@ -133,10 +136,11 @@
   {%- set keeps_newest = node.config.get('keeps') == 'newest' -%}
   {%- set until_now = 'over (order by dt rows unbounded preceding)' if carries_over else '' -%}
   {%- set rebuild_all = 'true' if should_full_refresh() else 'false' -%}
+  {%- set listed = listed_days(node, inputs) -%}
   {%- set tokens = [] -%}
   {%- set reads = [] -%}
   {%- for input in inputs -%}
-    {%- do tokens.append(input_tokens(input)) -%}
+    {%- do tokens.append(input_tokens(input, listed)) -%}
     {%- for read in input.reads -%}
       {%- do reads.append("('" ~ input.name ~ "', " ~ ('null::integer' if read == 'previous' else read) ~ ')') -%}
     {%- endfor -%}
@@ -175,7 +179,10 @@
         present,
         coalesce(build_seconds, 0) as build_seconds,
         lag(dt) over (order by dt) as before,
-        dt = max(dt) over () as is_newest,
+        dt = greatest(
+          max(dt) over (),
+          (select max(dt) from temp.day_state where not {{ is_day_listed('dt', inputs, listed) }})
+        ) as is_newest,
         {{ 'bool_or(is_unready) ' ~ until_now if carries_over else 'is_unready' }} as is_unready,
         {#- of all days until then: a sum, as their whole text would grow with the square of the days #}
         {{ "sum(('0x' || md5(dt || tokens)[:15])::bigint) " ~ until_now ~ '::varchar' if carries_over else 'tokens' }} as tokens,
@@ -203,6 +210,7 @@
         or wanted.fingerprint <> day_state.fingerprint as is_stale,
     from wanted full join temp.day_state as day_state on wanted.dt = day_state.dt
     where not coalesce(wanted.is_unready, false)
+      and {{ is_day_listed('coalesce(wanted.dt, day_state.dt)', inputs, listed) }}
       {#- while the newest day waits, the one before stays #}
       {%- if keeps_newest %} and not (select coalesce(bool_or(is_unready), false) from wanted){% endif %}
   {%- endset -%}
@@ -242,7 +250,42 @@
 {% endmacro %}
 
 
-{# Whether any input has a day, empty or not. #}
+{# The only days of its sources that a node's plan lists; none where it lists all. Where a day is made from all earlier
+   ones, or from whichever was the latest, they have to be known. #}
+{% macro listed_days(node, inputs) %}
+  {%- set needs_all = [node.config.get('carries_over'), node.config.get('keeps'), node.config.get('lands_whole_history')] -%}
+  {%- set sources = inputs | selectattr('kind', 'equalto', 'source') | list -%}
+  {%- for input in sources -%}{%- do needs_all.append('previous' in input.reads) -%}{%- endfor -%}
+  {%- if not sources or needs_all | select | list -%}
+    {{ return([]) }}
+  {%- endif -%}
+  {{ return(run_query("select unnest(getvariable('listed_days'))::varchar").columns[0].values() | list) }}
+{% endmacro %}
+
+
+{# Whether all that a day reads of sources was listed, as SQL. #}
+{% macro is_day_listed(day, inputs, listed) %}
+  {%- set conditions = ['true'] -%}
+  {%- for input in inputs if listed and input.kind == 'source' -%}
+    {%- for read in input.reads -%}
+      {%- do conditions.append(day ~ (' + (' ~ read ~ ')' if read else '') ~ " in (date '" ~ listed | join("', date '") ~ "')") -%}
+    {%- endfor -%}
+  {%- endfor -%}
+  {{ return('(' ~ conditions | join(' and ') ~ ')') }}
+{% endmacro %}
+
+
+{# Objects of a source, (file): those of the listed days, or all. #}
+{% macro bronze_objects(input, listed) %}
+  {%- set globs = [] -%}
+  {%- for day in listed or ['*'] -%}
+    {%- do globs.append("getvariable('lake') || '" ~ input.folder ~ '/dt=' ~ day ~ "/*.parquet'") -%}
+  {%- endfor -%}
+  {{ return('glob([' ~ globs | join(', ') ~ '])') }}
+{%- endmacro %}
+
+
+{# Whether any input has a day, empty or not; lists them all. #}
 {% macro has_any_day(inputs) %}
   {%- set counted -%}
     {%- for input in inputs %}
@@ -256,28 +299,33 @@
 
 {# (input, dt, token, build_seconds, is_asked) per day of an input that holds a row. A day is asked for by the vars, and
    where this run has just built the input's. #}
-{% macro input_tokens(input) %}
+{% macro input_tokens(input, listed) %}
       select input, dt, token, build_seconds,
         {{ is_day_asked('dt') }}
         {%- if input.kind == 'model' %} or getvariable('lake') || '{{ input.folder }}/dt=' || dt || '/data.parquet' in (
           select object from built_days where invocation = '{{ invocation_id }}'
         ){% endif %} as is_asked,
-      from ({{ day_tokens(input) }})
+      from ({{ day_tokens(input, listed) }})
       where row_count > 0 or row_count is null or token is null
 {% endmacro %}
 
 
 {# (input, dt, token, row_count, build_seconds) per day of one input; the token changes whenever the day's content may
-   have, and is null while the day waits to be rebuilt. #}
-{% macro day_tokens(input) %}
+   have, and is null while the day waits to be rebuilt. A compacted object that is a whole day bears the token of the
+   objects it was made from in its name: see ingestion/compaction.py. #}
+{% macro day_tokens(input, listed=[]) %}
   {%- if input.kind == 'source' %}
       select
         '{{ input.name }}' as input,
         {{ day_of('file') }} as dt,
-        md5(string_agg(parse_filename(file), ',' order by parse_filename(file))) as token,
+        case
+          when count(*) = 1 and bool_and(regexp_matches(file, '{{ compacted_object() }}'))
+            then any_value(regexp_extract(file, '{{ compacted_object() }}', 1))
+          else md5(string_agg(parse_filename(file), ',' order by parse_filename(file)))
+        end as token,
         null::bigint as row_count,
         null::double as build_seconds,
-      from glob(getvariable('lake') || '{{ input.folder }}/dt=*/*.parquet')
+      from {{ bronze_objects(input, listed) }}
       group by all
   {%- elif state_exists(lake_value('lake') ~ input.folder) %}
       select '{{ input.name }}' as input, dt, fingerprint as token, row_count, build_seconds
@@ -287,6 +335,10 @@
       where false
   {%- endif %}
 {% endmacro %}
+
+
+{# What the path of a compacted object looks like, with its token. #}
+{% macro compacted_object() %}/compacted-([0-9a-f]{32})\.parquet${% endmacro %}
 
 
 {# Points every input at the objects that make one day; at nothing when `day` is none or an input lacks them. #}

@@ -13,6 +13,13 @@
   and days restrict what lands from bronze, the rest lands another time. With
   `lands_whole_history` every day lands then: of a row that many days hold, another day's may have to stand in.
 
+  Compaction puts one bronze object in the place of many (ingestion/compaction.py). What PostgreSQL holds of the many
+  it holds of the one: the ledger takes the new name, and nothing lands. Where it lacks some of them, the one lands as
+  any new object does, and the many are forgotten without being gone.
+
+  In a process that lists only some days of bronze (`listed_days`), what lands from bronze is of these days, and all
+  others stay as they are.
+
   Of days before `export_from_day` (the setting EXPORT_RETENTION_DAYS) nothing lands, and what of them was exported
   counts as gone, so that PostgreSQL gives it up; the lake keeps it. A model with `expires=false` keeps every day.
 
@@ -102,7 +109,12 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
 
 {# Fills temp.landing_plan: (object, fingerprint, dt, is_whole_day, is_gone) of what has to land. #}
 {% macro plan_landing(node, input, schema) %}
-  {%- do run_query('create or replace temp table landing_objects as ' ~ landing_objects(node, input)) -%}
+  {%- set listed = listed_days(node, [input]) -%}
+  {%- do run_query('create or replace temp table landing_objects as ' ~ landing_objects(node, input, listed)) -%}
+  {%- do run_query("create or replace temp table present_objects as select * from temp.landing_objects where dt is not null"
+        ~ (" and dt >= coalesce(getvariable('export_from_day'), dt)" if node.config.get('expires', true) else '')) -%}
+  {%- do read_ledger(node, input, schema, listed) -%}
+  {%- do take_over_compacted(node, input, schema, listed) -%}
   {%- set whole = 'is_changed and not is_new' -%}
   {%- if node.config.get('lands_whole_history') -%}
     {%- set whole = '(select bool_or(' ~ whole ~ ') from compared)' -%}
@@ -111,27 +123,21 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
   {%- set wanted = ' and ' ~ is_day_asked('dt') if input.kind == 'source' else '' -%}
   {%- do run_query(
         "create or replace temp table landing_plan as
-        with present as (
-            select * from temp.landing_objects
-            where dt is not null" ~ (" and dt >= coalesce(getvariable('export_from_day'), dt)"
-                                     if node.config.get('expires', true) else '') ~ "
-        ),
-        exported as (
-            select object, fingerprint, dt
-            from warehouse." ~ schema ~ ".exported_objects
-            where lake = getvariable('lake') and model = '" ~ node.name ~ "'
-        ),
-        compared as (
+        with compared as (
             select
                 coalesce(present.object, exported.object) as object,
                 present.fingerprint,
                 coalesce(present.dt, exported.dt) as dt,
                 present.object is null as is_gone,
+                replaced.part is not null as is_replaced,
                 exported.object is null as is_new,
                 present.object is not null and present.fingerprint is null as is_unready,
-                present.fingerprint is distinct from exported.fingerprint
+                coalesce(present.fingerprint, replaced.fingerprint) is distinct from exported.fingerprint
                     or " ~ should_full_refresh() | string | lower ~ " as is_changed
-            from present full join exported on present.object = exported.object
+            from temp.present_objects as present
+            full join temp.exported_objects as exported on present.object = exported.object
+            left join (select distinct part, fingerprint from temp.replaced_objects) as replaced
+                on replaced.part = exported.object and present.object is null
         ),
         days as (
             select dt, bool_or(" ~ whole ~ ") as is_whole_day, bool_or(is_changed) as has_change
@@ -140,11 +146,12 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
         )
         select object, fingerprint, dt, days.is_whole_day, is_gone
         from compared join days using (dt)
-        where (days.is_whole_day or (days.has_change and compared.is_changed))" ~ wanted) -%}
+        where (days.is_whole_day or (days.has_change and (compared.is_changed or compared.is_replaced)))" ~ wanted) -%}
   {#- of every day: an archive older than what PostgreSQL is to hold is no mistake -#}
   {%- set counts = run_query("select (select count(*) from temp.landing_objects) as present, "
         ~ "(select count(*) from temp.landing_plan where is_gone) as gone").rows[0] -%}
-  {%- if counts['present'] == 0 and counts['gone'] > 0 -%}
+  {%- if counts['present'] == 0 and counts['gone'] > 0
+        and not run_query('from (' ~ landing_objects(node, input) ~ ') limit 1').rows | length -%}
     {%- do exceptions.raise_compiler_error('The lake shows nothing of ' ~ input.name ~ ', yet '
           ~ counts['gone'] ~ ' of its objects were exported: ' ~ lake_value('lake')
           ~ '. Check LAKE_URL; to give the history up, drop the schema ' ~ schema ~ '.') -%}
@@ -152,11 +159,88 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
 {% endmacro %}
 
 
-{% macro landing_objects(node, input) %}
+{# Fills temp.exported_objects: (object, fingerprint, dt) of what PostgreSQL holds, of the listed days or of all. #}
+{% macro read_ledger(node, input, schema, listed) %}
+  {%- do run_query("create or replace temp table exported_objects as select object, fingerprint, dt from warehouse."
+        ~ schema ~ ".exported_objects where lake = getvariable('lake') and model = '" ~ node.name ~ "' and "
+        ~ is_day_listed('dt', [input], listed)) -%}
+{% endmacro %}
+
+
+{# Gives the ledger the name of a compacted object in the place of those that it replaced, where it knows them all.
+   Of the others, temp.replaced_objects holds what they replaced: (compacted, part_of, part, fingerprint), of the code
+   as it is. Only days on which objects are missing, and a compacted one is new, are looked into. #}
+{% macro take_over_compacted(node, input, schema, listed) %}
+  {%- set compacted = run_query(
+        "select distinct present.object from temp.present_objects as present semi join ("
+        ~ 'select dt from temp.exported_objects anti join temp.present_objects using (object)) as missing using (dt) '
+        ~ "where regexp_matches(present.object, '" ~ compacted_object() ~ "') "
+        ~ 'and present.object not in (select object from temp.exported_objects)').columns[0].values()
+        if input.kind == 'source' else [] -%}
+  {%- do run_query('create or replace temp table replaced_objects '
+                   ~ '(compacted varchar, part_of varchar, part varchar, fingerprint varchar)') -%}
+  {%- if compacted | length -%}
+    {%- set paths = [] -%}
+    {%- for object in compacted -%}{%- do paths.append("getvariable('lake') || '" ~ object ~ "'") -%}{%- endfor -%}
+    {%- do run_query(
+          "insert into temp.replaced_objects
+          with entries as (
+              select
+                  replace(file_name, getvariable('lake'), '') as compacted,
+                  unnest(map_entries(cast(cast(decode(value) as json) as map(varchar, varchar[])))) as entry
+              from parquet_kv_metadata([" ~ paths | join(', ') ~ "])
+              where decode(key) = 'replaced'
+          ),
+          parts as (select compacted, entry.key as part_of, unnest(entry.value) as part from entries)
+          select
+              compacted,
+              parse_dirpath(compacted) || '/' || part_of,
+              parse_dirpath(compacted) || '/' || part,
+              '" ~ code_fingerprint(node) ~ "'
+          from parts") -%}
+    {%- set known = run_query(
+          "with recursive unknown as (
+              select distinct compacted, compacted as object from temp.replaced_objects
+              union all
+              select parts.compacted, parts.part
+              from unknown join temp.replaced_objects as parts
+                  on parts.compacted = unknown.compacted and parts.part_of = unknown.object
+              where parts.part not in (select object from temp.exported_objects)
+          ),
+          lacking as (  -- what is no compacted object itself
+              select unknown.compacted from unknown anti join temp.replaced_objects as parts
+                  on parts.compacted = unknown.compacted and parts.part_of = unknown.object
+          )
+          select compacted, any_value(exported.dt)::varchar as dt, string_agg(distinct $$'$$ || part || $$'$$, ', ') as parts
+          from temp.replaced_objects join temp.exported_objects as exported on part = exported.object
+          where compacted not in (select compacted from lacking)
+          group by compacted order by compacted") -%}
+    {%- for row in known -%}
+      {#- one statement, one transaction; of differing code nothing is said to be current -#}
+      {%- do run_query("call postgres_execute('warehouse', $query$
+          with replaced as (
+              delete from " ~ schema ~ ".exported_objects
+              where lake = '" ~ lake_value('lake') ~ "' and model = '" ~ node.name ~ "' and object in (" ~ row['parts'] ~ ")
+              returning fingerprint, exported_at
+          )
+          insert into " ~ schema ~ ".exported_objects (lake, model, object, fingerprint, dt, exported_at)
+          select '" ~ lake_value('lake') ~ "', '" ~ node.name ~ "', '" ~ row['compacted'] ~ "',
+              case when min(fingerprint) = max(fingerprint) then min(fingerprint) else '' end,
+              '" ~ row['dt'] ~ "', max(exported_at)
+          from replaced$query$)") -%}
+      {%- do run_query("delete from temp.replaced_objects where compacted = '" ~ row['compacted'] ~ "'") -%}
+    {%- endfor -%}
+    {%- do read_ledger(node, input, schema, listed) -%}
+  {%- endif -%}
+{% endmacro %}
+
+
+{# (object, fingerprint, dt) of what an input holds, of the listed days or of all. #}
+{% macro landing_objects(node, input, listed=[]) %}
   {%- if input.kind == 'source' -%}
     select replace(file, getvariable('lake'), '') as object, '{{ code_fingerprint(node) }}' as fingerprint,
       {{ day_of('file') }} as dt
-    from glob(getvariable('lake') || '{{ input.folder }}/dt=*/*.parquet')
+    from {{ bronze_objects(input, listed) }}
   {%- elif state_exists(lake_value('lake') ~ input.folder) -%}
     select '{{ input.folder }}/dt=' || dt || '/data.parquet' as object,
       md5('{{ code_fingerprint(node) }}' || fingerprint) as fingerprint, dt

@@ -13,6 +13,8 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,26 @@ LAYERS = ("silver", "gold")
 SEEDS = Path(__file__).resolve().parent.parent / "seeds"
 
 logger = logging.getLogger("bike-data-flow")
+
+_listed_days: list[date] | None = None
+
+
+@contextmanager
+def listing_only(days: Collection[date]) -> Iterator[None]:
+    """Have every dbt run of this process list bronze of these UTC days alone, one or more, for the length of
+    a `with` block.
+
+    What reads bronze leaves every other day as it is, whatever became of its objects. So a process that runs
+    dbt every minute does not list the whole history each time; it has to now and then.
+    """
+    if not days:
+        raise ValueError("No day to list: an empty list of days. Give one or more.")
+    global _listed_days  # of the process: dbt builds models in threads of its own
+    before, _listed_days = _listed_days, sorted(days)
+    try:
+        yield
+    finally:
+        _listed_days = before
 
 
 class Plugin(BasePlugin):
@@ -81,6 +103,7 @@ class Plugin(BasePlugin):
         cursor.execute(f"set variable public_schema = {quoted(self.settings.postgres_schema)}")
         first = first_exported_day(self.settings.export_retention_days, datetime.now(UTC).date())
         cursor.execute("set variable export_from_day = cast(? as date)", [first])
+        cursor.execute("set variable listed_days = cast(? as date[])", [_listed_days])
 
     def store(self, target_config: TargetConfig) -> None:
         """What a materialization asks for by `operation`: to prepare, publish or remove one object, or to
