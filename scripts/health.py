@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
+import csv
+import math
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import psycopg2
+from psycopg2 import sql
+
+from ingestion.lake import Lake
+from ingestion.settings import PROJECT_ROOT, Settings
+from scripts.lake_reader import LakeReader, read_again_where_objects_go
+from scripts.lease import Holder, lease_holder
+from scripts.schedules import next_runs
+from transform.plugins.lake import LAYERS, SEEDS, first_exported_day
+
+SOURCE = "wrm"
+SNAPSHOTS = f"{SOURCE}/station_snapshots"
+ATTEMPTS = f"{SOURCE}/fetch_attempts"
+RUNS = "pipeline/runs"
+OBSERVATIONS = "int_wrm__snapshots_received"
+
+WINDOW = timedelta(hours=24)
+# Objects are told apart by when the store says they were written; its clock may be so far from ours.
+CLOCK_TOLERANCE = timedelta(minutes=10)
+# More than one folding of small objects into few writes at once, and more than what `status` shows of runs.
+NEWEST_OBJECTS = 64
+LARGE_TABLE_ROWS = 100_000
+CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -25,7 +55,7 @@ class SourceHealth:
     failing_since: datetime | None  # first of the attempts that have failed since the last good one
     last_error: str | None  # of the last attempt, None when it succeeded
     coverage_pct: float | None  # of the snapshots due in the last 24 hours, 0 to 100
-    gaps: list[Gap]  # of the last 24 hours
+    gaps: list[Gap]  # of the last 24 hours, the newest last
     quality_day: date | None  # the last UTC day that has ended and has a score
     quality_score: float | None  # 0 to 100
     lines_today: int  # received on the current UTC day
@@ -38,9 +68,9 @@ class LayerHealth:
     """What the lake holds in one layer."""
 
     layer: str  # bronze, silver, gold
-    rows: int
-    objects: int
-    bytes: int
+    rows: int  # of bronze: the snapshots and unchanged polls that are built
+    objects: int | None  # None, and so are the bytes: not asked for
+    bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +80,7 @@ class WarehouseHealth:
     error: str | None  # why it could not be asked
     rows: dict[str, int]  # per public table, as the planner estimates large ones
     newest_reading_at: datetime | None
-    lag_seconds: float | None  # of the newest reading behind the lake's
+    lag_seconds: float | None  # behind the lake's newest snapshot, 0 when PostgreSQL holds it
 
 
 @dataclass(frozen=True)
@@ -62,7 +92,7 @@ class RunHealth:
     trigger: str
     started_at: datetime
     seconds: float | None  # None: it was killed, nobody knows when
-    outcome: str  # succeeded, failed, killed
+    outcome: str  # succeeded, failed, interrupted, killed
     error: str | None
 
 
@@ -76,4 +106,372 @@ class Health:
     warehouse: WarehouseHealth
     runs: list[RunHealth]  # the newest first
     at_work: str | None  # which job holds the lake's lease
-    next_work: dict[str, datetime]  # what is scheduled, and when it is due
+    next_work: dict[str, datetime]  # what is scheduled, and when it is due at the latest
+
+
+def measure_health(
+    settings: Settings, *, runs: int = 5, with_sizes: bool = False, measured_at: datetime | None = None
+) -> Health:
+    """How everything does now, or as of `measured_at`, with the last `runs`. It takes no lock, writes nothing
+    and reads the newest days only, so that its cost does not grow with the history; `with_sizes` lists the
+    whole lake.
+
+    Raises what the lake's store raises when it is out of reach; PostgreSQL may be away.
+    """
+    now = measured_at or datetime.now(UTC)
+    lake = Lake.of(settings)
+    holder = lease_holder(lake)
+    source, newest, layers, last_runs = read_again_where_objects_go(
+        lambda: _measure_lake(settings, now, runs, with_sizes)
+    )
+    return Health(
+        measured_at=now,
+        sources=[source],
+        layers=layers,
+        warehouse=_measure_warehouse(settings, newest, now),
+        runs=last_runs,
+        at_work=str(holder) if holder else None,
+        next_work=_next_work(settings, holder, now),
+    )
+
+
+def snapshot_cadence(day: date) -> timedelta:
+    """How often a snapshot is expected on a day, by the seed `snapshot_cadences`."""
+    with open(SEEDS / "snapshot_cadences.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["system_id"] == SOURCE]
+    valid = [row for row in rows if date.fromisoformat(row["valid_from"]) <= day]
+    return timedelta(minutes=float(max(valid, key=lambda row: row["valid_from"])["minutes"]))
+
+
+def missing_snapshots(started_at: datetime, ended_at: datetime, cadence: timedelta) -> int:
+    """Snapshots that are missing between two, as `fct_coverage_gaps` counts: one is, when it is late by half
+    a cadence."""
+    return max(0, math.floor((ended_at - started_at) / cadence + 0.5) - 1)
+
+
+def daily_quality(settings: Settings, days: int, today: date) -> list[dict[str, Any]]:
+    """Scores and percentages of the last UTC days that were built, the newest last."""
+
+    def read() -> list[dict[str, Any]]:
+        with closing(LakeReader(settings)) as lake:
+            names = ("dt", "quality_score", "completeness_pct", "validity_pct", "uniqueness_pct")
+            names += ("consistency_pct", "stations_count", "stale_feed_minutes")
+            built = lake.built_days("fct_daily_data_quality")
+            wanted = [day for day in built if today - timedelta(days=days) < day <= today]
+            columns = ", ".join(names)
+            rows = lake.model_rows(
+                "fct_daily_data_quality", wanted, f"select {columns} from rows order by dt"
+            )
+            return [dict(zip(names, row, strict=True)) for row in rows]
+
+    return read_again_where_objects_go(read)
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """A snapshot, or a poll that gave the one before once more."""
+
+    at: datetime
+    fetched_at: datetime
+    is_stored: bool
+    is_live: bool  # polled, not imported
+
+
+@dataclass(frozen=True)
+class _Poll:
+    """One attempt to poll the feed."""
+
+    at: datetime
+    is_unchanged: bool
+    error: str | None
+
+
+@dataclass(frozen=True)
+class _Hour:
+    """One hour of `fct_hourly_coverage`."""
+
+    started_at: datetime
+    observed_until: datetime
+    expected: float
+    received: int
+
+
+def _measure_lake(
+    settings: Settings, now: datetime, runs: int, with_sizes: bool
+) -> tuple[SourceHealth, _Observation | None, list[LayerHealth], list[RunHealth]]:
+    with closing(LakeReader(settings)) as lake:
+        built = _built_observations(lake, now)
+        polls = _fresh_polls(lake, built, now)
+        fresh = _fresh_snapshots(lake, now)
+        fresh |= {_Observation(poll.at, poll.at, False, True) for poll in polls if poll.is_unchanged}
+        observations = sorted(built | fresh, key=lambda each: each.at)
+        source = _measure_source(settings, lake, built, observations, polls, now)
+        newest = next((each for each in reversed(observations) if each.is_stored), None)
+        return source, newest, _measure_layers(lake, with_sizes), _last_runs(lake, runs)
+
+
+def _built_observations(lake: LakeReader, now: datetime) -> set[_Observation]:
+    """Those of the newest two days that were built."""
+    days = [day for day in lake.built_days(OBSERVATIONS) if day <= now.date()][-2:]
+    columns = "snapshot_observed_at, fetched_at, not is_unchanged, source_key like 'http%'"
+    rows = lake.model_rows(OBSERVATIONS, days, f"select {columns} from rows")
+    return {_Observation(_utc(at), _utc(fetched_at), *flags) for at, fetched_at, *flags in rows}
+
+
+def _fresh_snapshots(lake: LakeReader, now: datetime) -> set[_Observation]:
+    """Those of the newest two days of bronze that were written since the days were built."""
+    found = set()
+    for day in [day for day in lake.bronze_days(SNAPSHOTS) if day <= now.date()][-2:]:
+        built_at = lake.built_at(OBSERVATIONS, day)
+        objects = [
+            each.path
+            for each in lake.bronze_objects(SNAPSHOTS, day)
+            if not built_at or each.written_at > built_at - CLOCK_TOLERANCE
+        ]
+        columns = "observed_at::timestamp, fetched_at::timestamp, source_key like 'http%'"
+        rows = lake.rows(objects, f"select {columns} from rows")
+        found |= {_Observation(_utc(at), _utc(fetched), True, is_live) for at, fetched, is_live in rows}
+    return found
+
+
+def _fresh_polls(lake: LakeReader, built: set[_Observation], now: datetime) -> list[_Poll]:
+    """Polls since the last good one that was built, in order: those of the first two days, on which a trouble
+    began, and of the last two."""
+    since = max((each.at for each in built if each.is_live), default=None)
+    days = [day for day in lake.bronze_days(ATTEMPTS) if day <= now.date()]
+    days = [day for day in days if day >= since.date()] if since else days[-2:]
+    objects = [
+        each.path
+        for day in sorted({*days[:2], *days[-2:]})
+        for each in lake.bronze_objects(ATTEMPTS, day)
+        if since is None or each.written_at > since - CLOCK_TOLERANCE
+    ]
+    rows = lake.rows(
+        objects,
+        "select attempted_at::timestamp, is_unchanged, error from rows "
+        # a file of an archive that was refused is an attempt as well, but took no time
+        "where resource = 'station_snapshots' and latency_seconds is not null "
+        "order by attempted_at, attempt_number",
+    )
+    return [_Poll(_utc(at), is_unchanged, error) for at, is_unchanged, error in rows]
+
+
+def _measure_source(
+    settings: Settings,
+    lake: LakeReader,
+    built: set[_Observation],
+    observations: list[_Observation],
+    polls: list[_Poll],
+    now: datetime,
+) -> SourceHealth:
+    last_at = observations[-1].at if observations else None
+    age_seconds = max(0.0, (now - last_at).total_seconds()) if last_at else None
+    built_until = max((each.at for each in built), default=None)
+    not_built = [each.at for each in observations if built_until is None or each.at > built_until]
+    quality_day, quality_score = _last_quality(lake, now.date())
+    lines, quarantined = _lines_of(lake, now.date())
+    return SourceHealth(
+        source=SOURCE,
+        last_snapshot_at=last_at,
+        age_seconds=age_seconds,
+        is_stale=age_seconds is None or age_seconds > settings.alert_stale_minutes * 60,
+        failing_since=_failing_since(polls),
+        last_error=polls[-1].error if polls else None,
+        coverage_pct=_coverage_pct(lake, not_built, now),
+        gaps=_gaps(lake, [built_until, *not_built] if built_until else not_built, now),
+        quality_day=quality_day,
+        quality_score=quality_score,
+        lines_today=lines,
+        quarantined_today=quarantined,
+        quarantine_pct=100 * quarantined / lines if lines else 0.0,
+    )
+
+
+def _failing_since(polls: list[_Poll]) -> datetime | None:
+    since = None
+    for poll in polls:
+        since = (since or poll.at) if poll.error else None
+    return since
+
+
+def _coverage_pct(lake: LakeReader, not_built: list[datetime], now: datetime) -> float | None:
+    """Of the snapshots due in the last 24 hours by the clock, the running one among them: as the hours tell
+    that were built, and as the gaps tell since then."""
+    since = now.replace(minute=0, second=0, microsecond=0) - WINDOW + timedelta(hours=1)
+    cadence = snapshot_cadence(now.date())
+    days = lake.built_days("fct_hourly_coverage")
+    hours = [hour for hour in _hours(lake, days, since, now, cadence) if hour.started_at >= since]
+    expected = sum(hour.expected for hour in hours)
+    received = sum(min(hour.received, hour.expected) for hour in hours)
+    if hours:
+        built_until = hours[-1].observed_until
+        expected += _silent_hours(hours, days[0], since) * (timedelta(hours=1) / cadence)
+    elif days:
+        built_until = since
+    elif not_built:
+        built_until = max(since, not_built[0])
+    else:
+        return None
+    later = [at for at in not_built if at > max(since, built_until - cadence)]
+    due = max(0.0, (now - built_until) / cadence)
+    missing = sum(
+        missing_snapshots(start, end, cadence)
+        for start, end in pairwise([built_until - cadence, *later, now])
+    )
+    expected += due
+    received += max(0.0, due - missing)
+    return 100 * received / expected if expected else None
+
+
+def _hours(
+    lake: LakeReader, days: list[date], since: datetime, now: datetime, cadence: timedelta
+) -> list[_Hour]:
+    rows = lake.model_rows(
+        "fct_hourly_coverage",
+        [day for day in days if since.date() <= day <= now.date()],
+        "select hour_started_at, first_observed_at, expected_count, received_count + unchanged_count "
+        "from rows order by 1",
+    )
+    hours = []
+    for started_at, first_observed_at, expected, received in rows:
+        # the lake's first hour begins with its first observation
+        is_first = not hours and _utc(started_at).date() == days[0] and first_observed_at is not None
+        observed_from = _utc(first_observed_at if is_first else started_at)
+        hours.append(_Hour(_utc(started_at), observed_from + expected * cadence, expected, received))
+    return hours
+
+
+def _silent_hours(hours: list[_Hour], first_day: date, since: datetime) -> int:
+    """Hours without a row before the last that has one: of days on which nothing was observed nor tried."""
+    told = {hour.started_at for hour in hours}
+    span = int((hours[-1].started_at - since) / timedelta(hours=1))
+    silent = {since + timedelta(hours=number) for number in range(span)} - told
+    return sum(hour.date() > first_day for hour in silent)
+
+
+def _gaps(lake: LakeReader, latest: list[datetime], now: datetime) -> list[Gap]:
+    """Gaps of the last 24 hours: those that were built, those between the `latest` observations, and the one
+    that goes on."""
+    days = [day for day in lake.built_days("fct_coverage_gaps") if day >= (now - WINDOW).date()]
+    rows = lake.model_rows("fct_coverage_gaps", days, "select started_at, ended_at from rows order by 1")
+    gaps = [Gap(_utc(started_at), _utc(ended_at)) for started_at, ended_at in rows]
+    for started_at, ended_at in pairwise(latest):
+        if missing_snapshots(started_at, ended_at, snapshot_cadence(ended_at.date())):
+            gaps.append(Gap(started_at, ended_at))
+    gaps = [gap for gap in gaps if gap.ended_at and gap.ended_at > now - WINDOW]
+    if latest and missing_snapshots(latest[-1], now, snapshot_cadence(now.date())):
+        gaps.append(Gap(latest[-1], None))
+    return gaps
+
+
+def _last_quality(lake: LakeReader, today: date) -> tuple[date | None, float | None]:
+    days = [day for day in lake.built_days("fct_daily_data_quality") if day < today][-3:]
+    query = "select dt, quality_score from rows where quality_score is not null order by dt desc limit 1"
+    for day, score in lake.model_rows("fct_daily_data_quality", days, query):
+        return day, score
+    return None, None
+
+
+def _lines_of(lake: LakeReader, day: date) -> tuple[int, int]:
+    """Lines received on a day, and how many of them are quarantined."""
+    days = [built for built in lake.built_days("fct_daily_processing") if built == day]
+    query = "select lines_count, quarantined_count from rows"
+    for lines, quarantined in lake.model_rows("fct_daily_processing", days, query):
+        return lines, quarantined
+    return 0, 0
+
+
+def _measure_layers(lake: LakeReader, with_sizes: bool) -> list[LayerHealth]:
+    layers = []
+    for layer in ("bronze", *LAYERS):
+        models = [OBSERVATIONS] if layer == "bronze" else [m for m, of in lake.layers.items() if of == layer]
+        size = lake.size(layer) if with_sizes else (None, None)
+        layers.append(LayerHealth(layer, sum(lake.row_count(model) for model in models), *size))
+    return layers
+
+
+def _last_runs(lake: LakeReader, count: int) -> list[RunHealth]:
+    found: dict[str, RunHealth] = {}
+    days = lake.bronze_days(RUNS)
+    while days and len(found) < count:
+        objects = [each.path for each in lake.bronze_objects(RUNS, days.pop())[:NEWEST_OBJECTS]]
+        columns = "run_id, job, trigger, started_at::timestamp, ended_at::timestamp, outcome, error"
+        for run_id, job, trigger, started_at, ended_at, outcome, error in lake.rows(
+            objects, f"select {columns} from rows order by started_at desc limit {count}"
+        ):
+            seconds = (ended_at - started_at).total_seconds() if ended_at else None
+            found[run_id] = RunHealth(run_id, job, trigger, _utc(started_at), seconds, outcome, error)
+    return list(found.values())[:count]
+
+
+def _measure_warehouse(settings: Settings, newest: _Observation | None, now: datetime) -> WarehouseHealth:
+    if settings.postgres_url is None and not settings.postgres_data_dir.exists():
+        return WarehouseHealth("There is no embedded PostgreSQL yet.", {}, None, None)
+    try:
+        with closing(
+            psycopg2.connect(**settings.postgres_parameters(), connect_timeout=CONNECT_SECONDS)
+        ) as connection:
+            connection.set_session(readonly=True, autocommit=True)
+            cursor = connection.cursor()
+            cursor.execute("set statement_timeout = %s", [STATEMENT_SECONDS * 1000])
+            rows = _table_rows(cursor, settings.postgres_schema)
+            if "bike_stations" not in rows:
+                return WarehouseHealth(None, rows, None, None)
+            reading_at, processed_at = _newest_reading(cursor, settings.postgres_schema)
+    except psycopg2.Error as error:
+        return WarehouseHealth(" ".join(str(error).split()), {}, None, None)
+    first_day = first_exported_day(settings.export_retention_days, now.date())
+    if newest is None or reading_at is None or (first_day and newest.at.date() < first_day):
+        return WarehouseHealth(None, rows, reading_at, None)
+    # told by the fetch, as the feed's own clock may stand still
+    holds_newest = processed_at >= newest.fetched_at
+    lag_seconds = 0.0 if holds_newest else max(0.0, (newest.at - reading_at).total_seconds())
+    return WarehouseHealth(None, rows, reading_at, lag_seconds)
+
+
+def _table_rows(cursor: psycopg2.extensions.cursor, schema: str) -> dict[str, int]:
+    """Rows of each public table that is there."""
+    known = sorted(path.stem for path in PROJECT_ROOT.glob("exports/models/*/*.sql"))
+    cursor.execute(
+        "select relname, reltuples::bigint from pg_class "
+        "where relnamespace = to_regnamespace(%s) and relkind = 'r' and relname = any(%s) order by 1",
+        [schema, known],
+    )
+    estimates = dict(cursor.fetchall())
+    small = [table for table, rows in estimates.items() if rows <= LARGE_TABLE_ROWS]
+    counts = [
+        sql.SQL("select {}, count(*) from {}").format(sql.Literal(table), sql.Identifier(schema, table))
+        for table in small
+    ]
+    if counts:
+        cursor.execute(sql.SQL(" union all ").join(counts))
+        estimates |= dict(cursor.fetchall())
+    return estimates
+
+
+def _newest_reading(
+    cursor: psycopg2.extensions.cursor, schema: str
+) -> tuple[datetime | None, datetime | None]:
+    """When the newest reading was taken, and when the newest load of about that time was fetched."""
+    cursor.execute(
+        sql.SQL(
+            'with newest as (select max("timestamp") as at from {table}) '
+            "select at, (select max(processed_at) from {table} where \"timestamp\" > at - interval '1 hour') "
+            "from newest"
+        ).format(table=sql.Identifier(schema, "bike_stations"))
+    )
+    reading_at, processed_at = cursor.fetchone()
+    return (_utc(reading_at), _utc(processed_at)) if reading_at else (None, None)
+
+
+def _next_work(settings: Settings, holder: Holder | None, now: datetime) -> dict[str, datetime]:
+    work = {}
+    if holder and holder.job == "watch":
+        work["poll by watch"] = now + timedelta(seconds=settings.watch_poll_seconds)
+        work["export by watch"] = now + timedelta(seconds=settings.watch_export_seconds)
+    return work if settings.environment == "dev" else work | next_runs(now)
+
+
+def _utc(at: datetime) -> datetime:
+    """A moment that is told without its zone, as DuckDB and PostgreSQL do."""
+    return at.replace(tzinfo=UTC)
