@@ -33,11 +33,17 @@ test *arguments: _environment
 run: _environment
     @python -m scripts.run_pipeline run
 
-# Import an archive of raw text files (folder or s3:// prefix), build and export
+# Show on one screen how everything is doing; ends with status 1 when something is stale (--json, --markdown)
 [group('main')]
 [no-exit-message]
-backfill path_or_url: _environment
-    @python -m scripts.run_pipeline backfill "$1"
+status *arguments: _environment
+    @python -m scripts.show_status "$@"
+
+# List the gaps; import an archive (folder or s3:// prefix), build and export; or rebuild days (--from, --to)
+[group('main')]
+[no-exit-message]
+backfill *arguments: _environment
+    @python -m scripts.run_pipeline backfill "$@"
 
 # Fetch a source into bronze
 [group('stages')]

@@ -406,7 +406,7 @@ def _last_runs(lake: LakeReader, count: int) -> list[RunHealth]:
 
 def _measure_warehouse(settings: Settings, newest: _Observation | None, now: datetime) -> WarehouseHealth:
     if settings.postgres_url is None and not settings.postgres_data_dir.exists():
-        return WarehouseHealth("There is no embedded PostgreSQL yet.", {}, None, None)
+        return WarehouseHealth("there is no embedded PostgreSQL yet", {}, None, None)
     try:
         with closing(
             psycopg2.connect(**settings.postgres_parameters(), connect_timeout=CONNECT_SECONDS)
