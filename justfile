@@ -27,6 +27,12 @@ demo *arguments: _environment
 test *arguments: _environment
     @python -m pytest --numprocesses 2 "$@"
 
+# Keep lake and PostgreSQL up to date until Ctrl-C: poll the feed, look at WATCH_ARCHIVE, build and export
+[group('main')]
+[no-exit-message]
+watch: _environment
+    @python -m scripts.watch_lake
+
 # Take one live snapshot and bring it through every stage
 [group('main')]
 [no-exit-message]

@@ -39,7 +39,7 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
     with _dbt_environment(settings):
         is_quiet = "--quiet" in arguments
         # artifacts are for people, and writing them takes as long as parsing the project
-        options = ["--no-write-json"] if is_quiet else []
+        options = ["--no-write-json", "--log-level", "none"] if is_quiet else []
         runner = dbtRunner(callbacks=[_pass_warning_on] if is_quiet else [])
         result = runner.invoke([*arguments, *options, *_folders(settings, project)])
     if result.exception is not None:

@@ -18,13 +18,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import psycopg2
 
 from ingestion.archive import ArchiveError
+from ingestion.lake import Lake
 from ingestion.settings import Settings
 from ingestion.wrm import ImportOutcome, SeenArchive
+from scripts.alerts import Alerts, Finding
 from scripts.command import explain, run_command, the_only_job
+from scripts.compact_bronze import compact
 from scripts.foreground import wait_until_stopped
-from scripts.lease import LeaseLostError
+from scripts.health import measure_health
+from scripts.lease import Holder, LeaseLostError
 from scripts.pipeline_run import check_lease, new_run_id, pipeline_run
 from scripts.run_pipeline import (
     export_marts,
@@ -46,6 +53,9 @@ FULL_CHECK_HOUR = 3  # UTC
 # the default selector of dbt, less the history: an --exclude replaces that selector
 WITHOUT_HISTORY = ("--exclude", "tag:history", "tag:landing", "tag:reconciliation")
 
+# what a sensor's failure may come from, in words
+MATTERS = {"lake": "the lake's storage", "warehouse": "PostgreSQL"}
+
 logger = logging.getLogger("bike-data-flow")
 
 
@@ -58,7 +68,9 @@ class Sensor:
     work: Callable[[], None]
     due_at: float = 0  # of time.monotonic()
     failures: int = 0
+    failing_since: datetime | None = None
     error: str | None = None  # of the last attempt
+    trouble: str = ""  # what that comes from: lake, warehouse, or the sensor's own name
 
     def wake(self) -> None:
         """Be due now, unless it is waiting after a failure."""
@@ -81,6 +93,7 @@ class Sensor:
                 logger.exception("%s failed", self.name)
             _close_duckdb()
         self.failures = self.failures + 1 if self.error else 0
+        self.failing_since = (self.failing_since or datetime.now(UTC)) if self.error else None
         waits = self.interval_seconds * min(2 ** max(self.failures - 1, 0), LONGEST_BACKOFF)
         self.due_at = (time.monotonic() if self.error else started) + waits
         if self.error:
@@ -96,6 +109,7 @@ class Watch:
     unbuilt: set[date] = field(default_factory=set)  # UTC days that have something new in bronze
     unexported: set[date] = field(default_factory=set)
     has_marts_to_export: bool = False
+    is_reconciled: bool = True
     # what has to look at the whole lake, or archive, instead of its recent days
     unchecked: set[str] = field(default_factory=lambda: {"archive", "build", "readings"})
     checked_on: date = field(default_factory=lambda: datetime.now(UTC).date())
@@ -103,11 +117,15 @@ class Watch:
     is_idle: bool = True  # this round has brought nothing further
 
     def __post_init__(self) -> None:
+        self.alerts = Alerts(self.settings)
         poll, export = self.settings.watch_poll_seconds, self.settings.watch_export_seconds
         self.raw = Sensor("poll", poll, self.poll)
         self.export = Sensor("export", export, self.bring_to_postgres)
         self.build = Sensor("build", export, self.build_lake)
-        self.sensors = [self.raw, self.export, self.build]
+        self.compaction = Sensor("compact", COMPACTION_SECONDS, self.compact)
+        self.compaction.due_at = time.monotonic() + COMPACTION_SECONDS
+        self.health = Sensor("health", export, self.report_health)
+        self.sensors = [self.raw, self.export, self.build, self.compaction, self.health]
 
     def run_round(self, stopped: threading.Event) -> None:
         """Do what is due, and what that wakes, sensor by sensor until `stopped` is set."""
@@ -118,12 +136,25 @@ class Watch:
             if sensor is None:
                 break
             sensor.attempt()
+            if sensor.error:
+                sensor.trouble = self._origin(sensor)
             had_turn.append(sensor)
 
     def _has_turn(self, sensor: Sensor, had_turn: list[Sensor]) -> bool:
         # the export has two: readings before the build, marts after it
-        turns = 2 if sensor is self.export else 1
+        turns = 2 if sensor is self.export and self.build in had_turn else 1
         return sensor.due_at <= time.monotonic() and had_turn.count(sensor) < turns
+
+    def _origin(self, sensor: Sensor) -> str:
+        """What a failure comes from: several sensors fail of one lake that is away, which is one trouble."""
+        if not _lake_answers(self.settings):
+            return "lake"
+        if not _warehouse_answers(self.settings):
+            return "warehouse"
+        return sensor.name
+
+    def failing(self) -> list[Sensor]:
+        return [sensor for sensor in self.sensors if sensor.error]
 
     def seconds_until_due(self) -> float:
         return max(0.0, min(sensor.due_at for sensor in self.sensors) - time.monotonic())
@@ -133,7 +164,8 @@ class Watch:
         now = datetime.now(UTC)
         if now.hour >= FULL_CHECK_HOUR and now.date() > self.checked_on:
             self.checked_on = now.date()
-            self.unchecked = {"archive", "build", "readings"}
+            self.unchecked = {"archive", "build", "readings", "compact"}
+            self.compaction.wake()
             self.build.wake()
             self.export.wake()
 
@@ -182,23 +214,43 @@ class Watch:
             if self.has_marts_to_export:
                 with self._listing("marts", set()):
                     export_marts(self.settings)
-                reconcile(self.settings)
                 self.has_marts_to_export = False
+                self.is_reconciled = False
                 self.is_idle = False
+            if not self.is_reconciled and not self.unbuilt:  # or PostgreSQL is ahead of the lake
+                reconcile(self.settings)
+                self.is_reconciled = True
 
     def build_lake(self) -> None:
         """Rebuild the days that have something new, and the history of runs now and then."""
         if not self.unbuilt and "build" not in self.unchecked:
             return
         has_history = time.monotonic() >= self.history_due_at
-        with self._listing("build", self.unbuilt):
-            transform(self.settings, *(() if has_history else WITHOUT_HISTORY))
-        self.unbuilt.clear()
-        if has_history:
-            self.history_due_at = time.monotonic() + HISTORY_SECONDS
-        self.has_marts_to_export = True
         self.is_idle = False
-        self.export.wake()
+        try:
+            with self._listing("build", self.unbuilt):
+                transform(self.settings, *(() if has_history else WITHOUT_HISTORY))
+            self.unbuilt.clear()
+            if has_history:
+                self.history_due_at = time.monotonic() + HISTORY_SECONDS
+        finally:  # one day or model that fails does not keep the others back
+            self.has_marts_to_export = True
+            self.export.wake()
+
+    def compact(self) -> None:
+        """Fold the small objects of hours that have ended, and in the nightly check those of every day."""
+        days = None if "compact" in self.unchecked else _recent_days()
+        folded = compact(self.settings, days)
+        self.unchecked.discard("compact")
+        if folded:
+            days_folded = {each.part.day for each in folded}
+            self.unbuilt |= days_folded
+            self.unexported |= days_folded
+            self.is_idle = False
+
+    def report_health(self) -> None:
+        """Bring alerts up to date with how sources and PostgreSQL do."""
+        self.alerts.check(measure_health(self.settings))
 
     @contextlib.contextmanager
     def _listing(self, part: str, days: set[date]) -> Iterator[None]:
@@ -221,14 +273,60 @@ def watch(settings: Settings, stopped: threading.Event) -> None:
         running_postgres(settings),
     ):
         state = Watch(settings)
+        troubles = Troubles(state, process.lease.left_by)
         logger.info("Watching: %s every %.0f s.", settings.wrm_feed_url, settings.watch_poll_seconds)
         while not stopped.is_set():
             state.check_everything()
             with pipeline_run(settings, "watch round", new_run_id(), "watch", process.lease) as run:
                 state.run_round(stopped)
-                errors = [f"{sensor.name}: {sensor.error}" for sensor in state.sensors if sensor.error]
-                run.error = "\n".join(errors) or None
+                run.error = "\n".join(f"{each.name}: {each.error}" for each in state.failing()) or None
+            troubles.tell()
             stopped.wait(state.seconds_until_due())
+
+
+@dataclass
+class Troubles:
+    """Tells the alerts what keeps `watch` from its work, when that changes."""
+
+    state: Watch
+    left_by: Holder | None  # the job that died before this one
+    told: set[str] | None = None
+
+    def tell(self) -> None:
+        """What is the matter now, and what no longer is."""
+        failing = {sensor.trouble: sensor for sensor in self.state.failing()}
+        if self.left_by is not None:
+            self.state.alerts.tell([self._death(self.left_by)])
+        if self.told == set(failing) and self.left_by is None:
+            return
+        self.left_by = None
+        names = {"died", *MATTERS, *(sensor.name for sensor in self.state.sensors)}
+        bad = [self._failure(trouble, sensor) for trouble, sensor in failing.items()]
+        good = [
+            Finding(f"watch/{name}", False, f"{MATTERS.get(name, name)} works again", datetime.now(UTC))
+            for name in sorted(names - set(failing))
+        ]
+        self.state.alerts.tell([*bad, *good])
+        self.told = set(failing)
+
+    def _failure(self, trouble: str, sensor: Sensor) -> Finding:
+        matter = MATTERS.get(trouble, f"the part {trouble} of watch")
+        return Finding(
+            f"watch/{trouble}",
+            True,
+            f"{matter} fails: {sensor.error}",
+            sensor.failing_since or datetime.now(UTC),
+            "watch tries again by itself and catches up; scripts/just status says more",
+        )
+
+    def _death(self, holder: Holder) -> Finding:
+        return Finding(
+            "watch/died",
+            True,
+            f"a job died without a word and was succeeded: {holder}",
+            datetime.now(UTC),
+            "look at the memory and the system log of its machine if this comes again",
+        )
 
 
 def _today() -> date:
@@ -237,6 +335,25 @@ def _today() -> date:
 
 def _recent_days() -> set[date]:
     return {_today(), _today() - timedelta(days=1)}
+
+
+def _lake_answers(settings: Settings) -> bool:
+    lake = Lake.of(settings)
+    try:
+        if not lake.is_local:
+            bucket, prefix = lake.bucket_and_key("")
+            lake.s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        return not lake.is_local or Path(lake.root).is_dir()
+    except Exception:  # of botocore's many kinds
+        return False
+
+
+def _warehouse_answers(settings: Settings) -> bool:
+    try:
+        psycopg2.connect(**settings.postgres_parameters(), connect_timeout=5).close()
+    except psycopg2.Error:
+        return False
+    return True
 
 
 def _close_duckdb() -> None:
@@ -272,6 +389,7 @@ def _watch_until_stopped(settings: Settings) -> None:
     worker.join()
     for failure in failures:
         raise failure
+    logger.info("Stopped.")
 
 
 if __name__ == "__main__":
