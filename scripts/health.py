@@ -149,6 +149,16 @@ def missing_snapshots(started_at: datetime, ended_at: datetime, cadence: timedel
     return max(0, math.floor((ended_at - started_at) / cadence + 0.5) - 1)
 
 
+def list_gaps(settings: Settings, now: datetime) -> list[Gap]:
+    """Every gap in the snapshots, the newest last."""
+
+    def read() -> list[Gap]:
+        with closing(LakeReader(settings)) as lake:
+            return _gaps(lake, _observe(lake, now).latest, now, None)
+
+    return read_again_where_objects_go(read)
+
+
 def daily_quality(settings: Settings, days: int, today: date) -> list[dict[str, Any]]:
     """Scores and percentages of the last UTC days that were built, the newest last."""
 
@@ -187,6 +197,26 @@ class _Poll:
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """What is known of the newest two days of either, bronze and what is built."""
+
+    observations: list[_Observation]
+    polls: list[_Poll]
+    built_until: datetime | None  # the last observation that is built
+
+    @property
+    def not_built(self) -> list[datetime]:
+        """Observations since."""
+        until = self.built_until
+        return [each.at for each in self.observations if until is None or each.at > until]
+
+    @property
+    def latest(self) -> list[datetime]:
+        """The last observation that is built and those since."""
+        return [self.built_until, *self.not_built] if self.built_until else self.not_built
+
+
+@dataclass(frozen=True)
 class _Hour:
     """One hour of `fct_hourly_coverage`."""
 
@@ -200,14 +230,19 @@ def _measure_lake(
     settings: Settings, now: datetime, runs: int, with_sizes: bool
 ) -> tuple[SourceHealth, _Observation | None, list[LayerHealth], list[RunHealth]]:
     with closing(LakeReader(settings)) as lake:
-        built = _built_observations(lake, now)
-        polls = _fresh_polls(lake, built, now)
-        fresh = _fresh_snapshots(lake, now)
-        fresh |= {_Observation(poll.at, poll.at, False, True) for poll in polls if poll.is_unchanged}
-        observations = sorted(built | fresh, key=lambda each: each.at)
-        source = _measure_source(settings, lake, built, observations, polls, now)
-        newest = next((each for each in reversed(observations) if each.is_stored), None)
+        seen = _observe(lake, now)
+        source = _measure_source(settings, lake, seen, now)
+        newest = next((each for each in reversed(seen.observations) if each.is_stored), None)
         return source, newest, _measure_layers(lake, with_sizes), _last_runs(lake, runs)
+
+
+def _observe(lake: LakeReader, now: datetime) -> _Seen:
+    built = _built_observations(lake, now)
+    polls = _fresh_polls(lake, built, now)
+    fresh = _fresh_snapshots(lake, now)
+    fresh |= {_Observation(poll.at, poll.at, False, True) for poll in polls if poll.is_unchanged}
+    observations = sorted(built | fresh, key=lambda each: each.at)
+    return _Seen(observations, polls, max((each.at for each in built), default=None))
 
 
 def _built_observations(lake: LakeReader, now: datetime) -> set[_Observation]:
@@ -256,18 +291,9 @@ def _fresh_polls(lake: LakeReader, built: set[_Observation], now: datetime) -> l
     return [_Poll(_utc(at), is_unchanged, error) for at, is_unchanged, error in rows]
 
 
-def _measure_source(
-    settings: Settings,
-    lake: LakeReader,
-    built: set[_Observation],
-    observations: list[_Observation],
-    polls: list[_Poll],
-    now: datetime,
-) -> SourceHealth:
-    last_at = observations[-1].at if observations else None
+def _measure_source(settings: Settings, lake: LakeReader, seen: _Seen, now: datetime) -> SourceHealth:
+    last_at = seen.latest[-1] if seen.latest else None
     age_seconds = max(0.0, (now - last_at).total_seconds()) if last_at else None
-    built_until = max((each.at for each in built), default=None)
-    not_built = [each.at for each in observations if built_until is None or each.at > built_until]
     quality_day, quality_score = _last_quality(lake, now.date())
     lines, quarantined = _lines_of(lake, now.date())
     return SourceHealth(
@@ -275,10 +301,10 @@ def _measure_source(
         last_snapshot_at=last_at,
         age_seconds=age_seconds,
         is_stale=age_seconds is None or age_seconds > settings.alert_stale_minutes * 60,
-        failing_since=_failing_since(polls),
-        last_error=polls[-1].error if polls else None,
-        coverage_pct=_coverage_pct(lake, not_built, now),
-        gaps=_gaps(lake, [built_until, *not_built] if built_until else not_built, now),
+        failing_since=_failing_since(seen.polls),
+        last_error=seen.polls[-1].error if seen.polls else None,
+        coverage_pct=_coverage_pct(lake, seen.not_built, now),
+        gaps=_gaps(lake, seen.latest, now, now - WINDOW),
         quality_day=quality_day,
         quality_score=quality_score,
         lines_today=lines,
@@ -349,16 +375,17 @@ def _silent_hours(hours: list[_Hour], first_day: date, since: datetime) -> int:
     return sum(hour.date() > first_day for hour in silent)
 
 
-def _gaps(lake: LakeReader, latest: list[datetime], now: datetime) -> list[Gap]:
-    """Gaps of the last 24 hours: those that were built, those between the `latest` observations, and the one
-    that goes on."""
-    days = [day for day in lake.built_days("fct_coverage_gaps") if day >= (now - WINDOW).date()]
+def _gaps(lake: LakeReader, latest: list[datetime], now: datetime, since: datetime | None) -> list[Gap]:
+    """Gaps that ended after `since`: those that were built, those between the `latest` observations, and the
+    one that goes on."""
+    days = [day for day in lake.built_days("fct_coverage_gaps") if since is None or day >= since.date()]
     rows = lake.model_rows("fct_coverage_gaps", days, "select started_at, ended_at from rows order by 1")
     gaps = [Gap(_utc(started_at), _utc(ended_at)) for started_at, ended_at in rows]
     for started_at, ended_at in pairwise(latest):
         if missing_snapshots(started_at, ended_at, snapshot_cadence(ended_at.date())):
             gaps.append(Gap(started_at, ended_at))
-    gaps = [gap for gap in gaps if gap.ended_at and gap.ended_at > now - WINDOW]
+    if since is not None:
+        gaps = [gap for gap in gaps if gap.ended_at and gap.ended_at > since]
     if latest and missing_snapshots(latest[-1], now, snapshot_cadence(now.date())):
         gaps.append(Gap(latest[-1], None))
     return gaps
@@ -384,7 +411,11 @@ def _lines_of(lake: LakeReader, day: date) -> tuple[int, int]:
 def _measure_layers(lake: LakeReader, with_sizes: bool) -> list[LayerHealth]:
     layers = []
     for layer in ("bronze", *LAYERS):
-        models = [OBSERVATIONS] if layer == "bronze" else [m for m, of in lake.layers.items() if of == layer]
+        models = (
+            [OBSERVATIONS]
+            if layer == "bronze"
+            else [model for model, state in lake.states.items() if state.layer == layer]
+        )
         size = lake.size(layer) if with_sizes else (None, None)
         layers.append(LayerHealth(layer, sum(lake.row_count(model) for model in models), *size))
     return layers

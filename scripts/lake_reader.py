@@ -31,6 +31,46 @@ def read_again_where_objects_go(read: Callable[[], Result]) -> Result:
 
 
 @dataclass(frozen=True)
+class ModelState:
+    """The days that a model of the lake holds: (dt, fingerprint, row_count, built_at, build_seconds); the
+    fingerprint is null where a day waits to be rebuilt."""
+
+    folder: str  # <lake>/<layer>/<model>
+    layer: str
+    days: pa.Table
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/_state.parquet"
+
+
+def read_states(lake: Lake) -> dict[str, ModelState]:
+    """The state of every model that was built, by name."""
+    states = {}
+    for layer in LAYERS:
+        folders = [entry["name"] for entry in _entries(lake, layer) if entry["type"] == "directory"]
+        paths = [f"{folder}/_state.parquet" for folder in folders]
+        found = lake.filesystem().cat(paths, on_error="return") if paths else {}
+        for path, content in found.items():
+            if isinstance(content, FileNotFoundError):  # never built to its end
+                continue
+            if isinstance(content, Exception):
+                raise content
+            model = path.split("/")[-2]
+            days = pq.read_table(pa.BufferReader(content), use_threads=False)
+            states[model] = ModelState(f"{lake.root}/{layer}/{model}", layer, days)
+    return states
+
+
+def _entries(lake: Lake, folder: str) -> list[dict[str, Any]]:
+    """What stands in a folder below the lake; nothing where there is no such folder."""
+    try:
+        return lake.filesystem().ls(f"{lake.root}/{folder}", detail=True)
+    except FileNotFoundError:
+        return []
+
+
+@dataclass(frozen=True)
 class BronzeObject:
     path: str
     written_at: datetime
@@ -47,56 +87,33 @@ class LakeReader:
         for statement in storage_statements(self.lake):
             self.connection.execute(statement)
         self.connection.execute("set timezone = 'UTC'")
-        self.layers: dict[str, str] = {}  # of each model that was built
-        self.states: dict[str, pa.Table] = {}
-        self._read_states()
+        self.states = read_states(self.lake)
 
     def close(self) -> None:
         self.connection.close()
 
-    def _read_states(self) -> None:
-        for layer in LAYERS:
-            folders = [entry["name"] for entry in self._entries(layer) if entry["type"] == "directory"]
-            states = [f"{path}/_state.parquet" for path in folders]
-            found = self.filesystem.cat(states, on_error="return") if states else {}
-            for path, content in found.items():
-                if isinstance(content, FileNotFoundError):  # never built to its end
-                    continue
-                if isinstance(content, Exception):
-                    raise content
-                model = path.split("/")[-2]
-                self.layers[model] = layer
-                self.states[model] = pq.read_table(pa.BufferReader(content), use_threads=False)
-
-    def _entries(self, folder: str) -> list[dict[str, Any]]:
-        """What stands in a folder below the lake; nothing where there is no such folder."""
-        try:
-            return self.filesystem.ls(f"{self.lake.root}/{folder}", detail=True)
-        except FileNotFoundError:
-            return []
-
     def row_count(self, model: str) -> int:
         """Rows of all days of a model."""
-        return sum(self.states[model]["row_count"].to_pylist()) if model in self.states else 0
+        return sum(self.states[model].days["row_count"].to_pylist()) if model in self.states else 0
 
     def built_days(self, model: str) -> list[date]:
         """Days of a model that hold rows, in order; also those that wait to be rebuilt."""
         if model not in self.states:
             return []
-        state = self.states[model].select(["dt", "row_count"]).to_pylist()
+        state = self.states[model].days.select(["dt", "row_count"]).to_pylist()
         return sorted(row["dt"] for row in state if row["row_count"])
 
     def built_at(self, model: str, day: date) -> datetime | None:
         """When a day was built last, None where it waits to be rebuilt."""
         if model not in self.states:
             return None
-        state = self.states[model].select(["dt", "fingerprint", "built_at"]).to_pylist()
+        state = self.states[model].days.select(["dt", "fingerprint", "built_at"]).to_pylist()
         found = [row["built_at"] for row in state if row["dt"] == day and row["fingerprint"]]
         return found[0].replace(tzinfo=UTC) if found and found[0] else None
 
     def model_rows(self, model: str, days: Iterable[date], query: str) -> list[tuple[Any, ...]]:
         """What a query gives on `rows`, some of the days that were built of a model."""
-        paths = {day: f"{self.lake.root}/{self.layers[model]}/{model}/dt={day}/data.parquet" for day in days}
+        paths = {day: f"{self.states[model].folder}/dt={day}/data.parquet" for day in days}
         # one that waits may have lost its object: its day vanished
         there = [
             path
@@ -115,14 +132,14 @@ class LakeReader:
 
     def bronze_days(self, table: str) -> list[date]:
         """Days of a bronze table (`<source>/<table>`), in order."""
-        names = [entry["name"].rsplit("/", 1)[-1] for entry in self._entries(f"bronze/{table}")]
+        names = [entry["name"].rsplit("/", 1)[-1] for entry in _entries(self.lake, f"bronze/{table}")]
         return sorted(date.fromisoformat(name[3:]) for name in names if name.startswith("dt="))
 
     def bronze_objects(self, table: str, day: date) -> list[BronzeObject]:
         """Objects of a day of a bronze table, those written last first."""
         found = [
             BronzeObject(self._url(entry["name"]), _written_at(entry))
-            for entry in self._entries(f"bronze/{table}/dt={day}")
+            for entry in _entries(self.lake, f"bronze/{table}/dt={day}")
             if entry["name"].endswith(".parquet")
         ]
         return sorted(found, key=lambda each: (each.written_at, each.path), reverse=True)

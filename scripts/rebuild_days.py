@@ -14,7 +14,6 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass, fields
 from datetime import date
-from pathlib import Path
 
 import duckdb
 import psycopg2
@@ -74,7 +73,7 @@ def rebuild(settings: Settings, days: list[date]) -> None:
     only = ("--vars", json.dumps({"days": [str(day) for day in days]}))
     with running_postgres(settings), tempfile.TemporaryDirectory(prefix="bike-data-flow-") as folder:
         land_again(settings, days)
-        quarantine = Path(folder) / "quarantine.parquet"
+        quarantine = f"{folder}/quarantine.parquet"
         before = remember(settings, days, quarantine)
         try:
             transform(settings, "--full-refresh", *only)
@@ -101,11 +100,13 @@ def parse_range(text: str) -> tuple[date, date]:
 
 
 def held_days(settings: Settings, ranges: list[tuple[date, date]]) -> list[date]:
-    """Those days of the ranges of which bronze holds anything, in order. Raises `DaysError` on none."""
+    """Those days of the ranges of which bronze holds anything of a feed, in order. Raises `DaysError` on
+    none."""
     lake = Lake.of(settings)
     found = {
         match[1]
         for source, tables in BRONZE.items()
+        if "fetch_attempts" in tables
         for table in tables
         for folder in lake.filesystem().glob(f"{lake.root}/bronze/{source}/{table}/dt=*")
         if (match := re.search(r"/dt=(\d{4}-\d\d-\d\d)/?$", folder))
@@ -114,15 +115,22 @@ def held_days(settings: Settings, ranges: list[tuple[date, date]]) -> list[date]
     wanted = [day for day in held if any(first <= day <= last for first, last in ranges)]
     for first, last in ranges:
         if wanted and not any(first <= day <= last for day in held):
-            logger.warning("The lake holds nothing of %s.", first if first == last else f"{first}..{last}")
+            logger.warning("The lake holds nothing of %s.", range_text(first, last))
     if wanted:
         return wanted
-    asked = " ".join(str(first) if first == last else f"{first}..{last}" for first, last in ranges)
+    asked = " ".join(range_text(first, last) for first, last in ranges)
     holds = f"days from {held[0]} to {held[-1]}" if held else "nothing yet"
     raise DaysError(
         f"The lake holds none of these days: {asked}. It holds {holds}; "
         "import others with: scripts/just backfill PATH_OR_URL"
     )
+
+
+def range_text(first: date, last: date) -> str:
+    """A range as people give it; one without an end on that side is open."""
+    if first == last:
+        return str(first)
+    return f"{'' if first == date.min else first}..{'' if last == date.max else last}"
 
 
 def land_again(settings: Settings, days: list[date]) -> None:
@@ -139,23 +147,27 @@ def land_again(settings: Settings, days: list[date]) -> None:
             )
 
 
-def remember(settings: Settings, days: list[date], file: Path) -> dict[date, Account]:
-    """The days as they stand, their quarantined lines in a Parquet file; nothing if they were never built."""
+def remember(settings: Settings, days: list[date], file: str) -> dict[date, Account]:
+    """The days as they stand, their quarantined lines in a Parquet file of the disk or the lake; nothing if
+    they were never built."""
     with closing(open_lake(settings)) as lake:
         try:
-            lake.execute(f"copy ({_quarantined(days)}) to {quoted(str(file))} (format parquet)")
+            lake.execute(f"copy ({_quarantined(days)}) to {quoted(file)} (format parquet)")
             return _accounts(lake, days)
         except duckdb.CatalogException:  # a view is missing
             return {}
 
 
 def compare(
-    settings: Settings, days: list[date], before: dict[date, Account], file: Path
+    settings: Settings, days: list[date], before: dict[date, Account], file: str
 ) -> tuple[dict[date, Account], list[Move]]:
     """The days as they stand now, and the lines that moved on those that were built before."""
     known = [day for day in days if day in before]
     with closing(open_lake(settings)) as lake:
-        return _accounts(lake, days), _moves(lake, known, file) if known else []
+        try:
+            return _accounts(lake, days), _moves(lake, known, file) if known else []
+        except duckdb.CatalogException:  # a view is missing: the first build failed
+            return {}, []
 
 
 def _accounts(lake: duckdb.DuckDBPyConnection, days: list[date]) -> dict[date, Account]:
@@ -166,10 +178,10 @@ def _accounts(lake: duckdb.DuckDBPyConnection, days: list[date]) -> dict[date, A
     return {day: Account(*counts) for day, *counts in rows}
 
 
-def _moves(lake: duckdb.DuckDBPyConnection, days: list[date], file: Path) -> list[Move]:
+def _moves(lake: duckdb.DuckDBPyConnection, days: list[date], file: str) -> list[Move]:
     line = "(payload_sha256, line_number, snapshot_observed_at)"
     rows = lake.execute(f"""
-        with before as (select * from read_parquet({quoted(str(file))})),
+        with before as (select * from read_parquet({quoted(file)})),
         now as ({_quarantined(days)}),
         moved as (
             select dt, 'out of quarantine' as way, reasons from before anti join now using {line}
@@ -192,14 +204,20 @@ def _listed(days: list[date]) -> str:
     return ", ".join(quoted(str(day)) for day in days)
 
 
-def report(before: dict[date, Account], now: dict[date, Account], moves: list[Move]) -> None:
-    """What became of the days' lines, and the lines that are judged otherwise now."""
+def report(
+    before: dict[date, Account],
+    now: dict[date, Account],
+    moves: list[Move],
+    statuses: dict[date, str] | None = None,
+) -> None:
+    """What became of the days' lines, and the lines that are judged otherwise now; with a status of each day
+    where there is one."""
     console = Console(highlight=False)
     counts = [field.name for field in fields(Account)]
-    accounts = _table("Lines of the rebuilt days (UTC)", "day", *counts)
-    for day in sorted(now):
-        was = before.get(day)
-        accounts.add_row(str(day), *(_change(was and getattr(was, n), getattr(now[day], n)) for n in counts))
+    accounts = _table("Lines of the rebuilt days (UTC)", "day", *(["status"] if statuses else []), *counts)
+    for day in sorted({*now, *(statuses or {})}):
+        status = [statuses.get(day, "")] if statuses else []
+        accounts.add_row(str(day), *status, *_changes(before.get(day), now.get(day)))
     console.print(accounts)
     if not moves:
         console.print("Nothing moved between kept and quarantined.")
@@ -210,10 +228,19 @@ def report(before: dict[date, Account], now: dict[date, Account], moves: list[Mo
     console.print(moved)
 
 
+def _changes(before: Account | None, now: Account | None) -> list[str]:
+    if now is None:
+        return [""] * len(fields(Account))
+    names = [field.name for field in fields(Account)]
+    return [_change(before and getattr(before, name), getattr(now, name)) for name in names]
+
+
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("day", "way", "reasons") else "right")
+        table.add_column(
+            heading, justify="left" if heading in ("day", "status", "way", "reasons") else "right"
+        )
     return table
 
 

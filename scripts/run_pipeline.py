@@ -1,7 +1,10 @@
 """The main job and its stages: feed or archive → bronze → PostgreSQL → silver and gold → summaries.
 
 python -m scripts.run_pipeline run                 one snapshot of the live feed, through every stage
+python -m scripts.run_pipeline backfill            the gaps in the snapshots, and what may fill them
 python -m scripts.run_pipeline backfill ARCHIVE    an archive of raw text files, through every stage
+python -m scripts.run_pipeline backfill --from 2025-05-01 --to 2025-05-31
+                                                   days of the lake once more, through every stage
 python -m scripts.run_pipeline ingest wrm | transform | export
 """
 
@@ -231,6 +234,20 @@ def backfill(settings: Settings, location: str) -> str | None:
     return f"{len(refused)} files were refused, see above; all others are in." if refused else None
 
 
+def show_gaps(settings: Settings) -> None:
+    """Every gap in the snapshots; takes no lock."""
+    from scripts import backfill_days  # builds on this module
+
+    backfill_days.show_gaps(settings)
+
+
+def rebuild_range(settings: Settings, first: date, last: date) -> str | None:
+    """Rebuild days of the lake through every layer, and export them."""
+    from scripts import backfill_days
+
+    return backfill_days.rebuild_range(settings, first, last)
+
+
 def ingest(settings: Settings, source: str) -> str | None:
     """One poll of a source's live feed into bronze."""
     return take_snapshot(settings).error
@@ -244,26 +261,54 @@ def export(settings: Settings) -> None:
         _dbt(settings, "exports", "build")
 
 
+def _day(text: str) -> date:
+    try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"malformed: {text!r}. Give a day such as 2025-05-12.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     jobs = parser.add_subparsers(dest="job", required=True)
     jobs.add_parser("run")
-    jobs.add_parser("backfill").add_argument("archive", help="folder, file or s3:// prefix")
+    backfills = jobs.add_parser("backfill")
+    backfills.add_argument("archive", nargs="?", help="folder, file or s3:// prefix")
+    for option, name, default in (("--from", "first", date.min), ("--to", "last", date.max)):
+        text = f"{name} day (UTC) to rebuild"
+        backfills.add_argument(option, dest=name, metavar="DAY", type=_day, default=default, help=text)
     jobs.add_parser("ingest").add_argument("source", choices=["wrm"])
     jobs.add_parser("transform")
     jobs.add_parser("export")
     given = parser.parse_args()
+    has_days = given.job == "backfill" and (given.first, given.last) != (date.min, date.max)
+    if has_days and given.archive:
+        backfills.error(
+            f"an archive and days cannot go together: {given.archive}. Import it first, then rebuild days."
+        )
+    if has_days and given.first > given.last:
+        backfills.error(
+            f"days run backwards: --from {given.first} --to {given.last}. Give the earlier first."
+        )
     # `just` runs recipes in the project's root: a relative archive is meant from where it was called
     called_from = os.environ.get("CALLED_FROM") or os.getcwd()
     jobs_by_name: dict[str, Callable[[Settings], str | None]] = {
         "run": run,
-        "backfill": lambda s: backfill(s, absolute_location(given.archive, called_from)),
+        "backfill": lambda s: (
+            backfill(s, absolute_location(given.archive, called_from))
+            if given.archive
+            else rebuild_range(s, given.first, given.last)
+        ),
         "ingest": lambda s: ingest(s, given.source),
         "transform": transform,
         "export": export,
     }
 
     def job(settings: Settings) -> str | None:
+        if given.job == "backfill" and not given.archive and not has_days:
+            return show_gaps(settings)
         with the_only_job(settings, given.job) as run:
             run.error = jobs_by_name[given.job](settings)
             return run.error
