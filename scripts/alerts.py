@@ -157,9 +157,14 @@ def judge_run(run: Run) -> Iterator[Finding]:
     ended_at = run.ended_at or datetime.now(UTC)
     if run.error is None:
         yield Finding(f"run/{run.job}", False, f"the job {run.job} succeeds again", ended_at)
-    elif not run.error.startswith(INTERRUPTED):
+    elif not was_interrupted(run):
         what = f"the job {run.job} failed: {_reason(run.error)}"
         yield Finding(f"run/{run.job}", True, what, ended_at, _next_step(run))
+
+
+def was_interrupted(run: Run) -> bool:
+    """Somebody stopped it: neither a success nor a failure."""
+    return run.error is not None and run.error.startswith(INTERRUPTED)
 
 
 def _next_step(run: Run) -> str:
