@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from datetime import date
+from contextlib import contextmanager, suppress
+from datetime import UTC, date, datetime
 from typing import Any
 
 import dlt
@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
 from dlt.common.storages.load_package import commit_load_package_state, load_package_state
 from dlt.extract import DltResource, DltSource
+from dlt.pipeline.exceptions import PipelineStepFailed
 
 from ingestion.lake import Lake
+from ingestion.run_history import Step, note
 from ingestion.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -31,14 +33,7 @@ _FROZEN = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
 def open_pipeline(source: str, settings: Settings) -> dlt.Pipeline:
     """The dlt pipeline of a source, with its state restored from the lake where the working directory was
     lost, and with what an interrupted run left pending finished first."""
-    lake = Lake.of(settings)
-    pipeline = dlt.pipeline(
-        source,
-        destination=dlt.destinations.filesystem(
-            **lake.dlt_destination_options(), current_datetime=_package_day
-        ),
-        dataset_name=source,
-    )
+    pipeline = _pipeline(source, settings)
     if pipeline.has_pending_data:
         # before any sync: of a pipeline that never loaded, a sync throws away what is pending
         logger.warning("Finishing the load that an earlier run left pending: %s.", source)
@@ -48,8 +43,26 @@ def open_pipeline(source: str, settings: Settings) -> dlt.Pipeline:
     return pipeline
 
 
+def _pipeline(source: str, settings: Settings) -> dlt.Pipeline:
+    return dlt.pipeline(
+        source,
+        destination=dlt.destinations.filesystem(
+            **Lake.of(settings).dlt_destination_options(), current_datetime=_package_day
+        ),
+        dataset_name=source,
+    )
+
+
 def _finish_pending(pipeline: dlt.Pipeline) -> None:
-    """Load what an interrupted run extracted or normalized, and take over the state that came with it.
+    """Load what an interrupted run extracted or normalized, and take over the state that came with it."""
+    with _noted(pipeline):
+        _normalize(pipeline)
+        pipeline.load()
+    pipeline.sync_destination()  # the state of the package may not have been saved locally
+
+
+def _normalize(pipeline: dlt.Pipeline) -> None:
+    """Normalize every extracted package.
 
     dlt commits a normalized package and then deletes the extracted one; killed in between it has both, and
     could not commit the first a second time.
@@ -58,8 +71,6 @@ def _finish_pending(pipeline: dlt.Pipeline) -> None:
     for load_id in set(pipeline.list_extracted_load_packages()) & normalized:
         pipeline._get_normalize_storage().extracted_packages.delete_package(load_id)
     pipeline.normalize()
-    pipeline.load()
-    pipeline.sync_destination()  # the state of the package may not have been saved locally
 
 
 def load_day(
@@ -70,7 +81,66 @@ def load_day(
 ) -> None:
     """Load Arrow tables that were observed on one UTC day, and merge `state` into the source's state, as one
     load package: both are in the lake or neither is."""
-    pipeline.run(_source(pipeline.pipeline_name, day, tables, state or {}))
+    with _noted(pipeline):
+        pipeline.run(_source(pipeline.pipeline_name, day, tables, state or {}))
+
+
+def load_day_when_possible(
+    source: str, settings: Settings, day: date, tables: dict[str, Iterable[pa.Table]]
+) -> None:
+    """Load Arrow tables of one UTC day and of a source without cursors, with what is pending of it; where the
+    lake is out of reach, leave them pending with a warning."""
+    pipeline = _pipeline(source, settings)
+    pipeline.extract(_source(source, day, tables, {}))
+    _normalize(pipeline)
+    try:
+        pipeline.load()
+    except PipelineStepFailed as error:
+        logger.warning("%s waits for the lake, and lands with the next load: %s.", source, error.exception)
+
+
+def load_pending(source: str, settings: Settings) -> None:
+    """Load what is pending of a source without cursors."""
+    pipeline = _pipeline(source, settings)
+    if pipeline.has_pending_data:
+        _normalize(pipeline)
+        pipeline.load()
+
+
+@contextmanager
+def _noted(pipeline: dlt.Pipeline) -> Iterator[None]:
+    """Note what dlt reports of the load in a `with` block, as steps of the run.
+
+    Raises `KeyboardInterrupt` where dlt was stopped by a signal, which it reports as a failed step.
+    """
+    started_at = datetime.now(UTC)
+    try:
+        yield
+    except PipelineStepFailed as failure:
+        error = f"{type(failure.exception).__name__}: {failure.exception}"
+        step = (str(failure.step), "pipeline_step", "failed", started_at, datetime.now(UTC))
+        note(Step("dlt_load", pipeline.pipeline_name, *step, load_id=failure.load_id, error=error))
+        if isinstance(failure.exception, KeyboardInterrupt):
+            raise KeyboardInterrupt from failure
+        raise
+    _note_load(pipeline, started_at)
+
+
+def _note_load(pipeline: dlt.Pipeline, started_at: datetime) -> None:
+    """One step per table of each package that was just loaded."""
+    trace = pipeline.last_trace
+    for package in trace.last_load_info.load_packages:
+        [normalized] = trace.last_normalize_info.metrics.get(package.load_id, [{"table_metrics": {}}])
+        sizes: dict[str, int] = {}
+        for job in package.jobs["completed_jobs"]:
+            table = job.job_file_info.table_name
+            sizes[table] = sizes.get(table, 0) + job.file_size
+        for table in sorted(name for name in sizes if not name.startswith("_dlt_")):
+            rows = normalized["table_metrics"].get(table)
+            step = Step("dlt_load", pipeline.pipeline_name, table, "table", package.state, started_at,
+                        package.completed_at, size_bytes=sizes[table], load_id=package.load_id)  # fmt: skip
+            step.rows_count = rows.items_count if rows else None  # None: an earlier process normalized it
+            note(step)
 
 
 def source_state(pipeline: dlt.Pipeline) -> dict[str, Any]:

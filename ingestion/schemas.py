@@ -38,10 +38,52 @@ FETCH_ATTEMPTS = pa.schema(
     ]
 )
 
+PIPELINE_RUNS = pa.schema(
+    [
+        pa.field("run_id", pa.string()),
+        pa.field("job", pa.string()),
+        pa.field("trigger", pa.string()),
+        pa.field("environment", pa.string()),
+        pa.field("started_at", _TIMESTAMP),
+        pa.field("ended_at", _TIMESTAMP),  # null: it was killed, nobody knows when
+        pa.field("outcome", pa.string()),  # succeeded, failed, interrupted, killed
+        pa.field("error", pa.string()),
+        pa.field("git_commit", pa.string()),  # with a + where the working tree differs
+        pa.field("host", pa.string()),
+        pa.field("process", pa.int64()),
+        pa.field("versions", pa.string()),  # JSON object
+        pa.field("recorded_at", _TIMESTAMP),
+    ]
+)
+PIPELINE_STEPS = pa.schema(
+    [
+        pa.field("run_id", pa.string()),
+        pa.field("step_number", pa.int64()),  # 1 for the run's first
+        pa.field("kind", pa.string()),  # dlt_load, dbt_invocation, dbt_node
+        pa.field("project", pa.string()),  # dlt's pipeline or dbt's project
+        pa.field("name", pa.string()),
+        pa.field("resource_type", pa.string()),
+        pa.field("status", pa.string()),
+        pa.field("started_at", _TIMESTAMP),
+        pa.field("ended_at", _TIMESTAMP),
+        pa.field("rows_count", pa.int64()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("nodes_count", pa.int64()),
+        pa.field("message", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("load_id", pa.string()),
+        pa.field("invocation_id", pa.string()),
+    ]
+)
+
 BRONZE: dict[str, dict[str, pa.Schema]] = {
     "wrm": {
         "station_snapshots": STATION_SNAPSHOTS,
         "fetch_attempts": FETCH_ATTEMPTS,
         "failures": FAILURES,
+    },
+    "pipeline": {
+        "runs": PIPELINE_RUNS,
+        "steps": PIPELINE_STEPS,
     },
 }

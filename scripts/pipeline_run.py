@@ -1,4 +1,4 @@
-"""One run of a job: its id, which every log line carries, and how it ended."""
+"""One run of a job: its id, which every log line carries, how it ended, and its record in the lake."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import contextlib
 import contextvars
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from ingestion import run_history
+from ingestion.run_history import Step
 from ingestion.settings import Settings
 from scripts.lease import Lease
 
@@ -27,11 +32,23 @@ class Run:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     ended_at: datetime | None = None
     error: str | None = None
+    is_interrupted: bool = False  # by Ctrl-C or SIGTERM
+    is_discarded: bool = False
+    steps: list[Step] = field(default_factory=list)
     lease: Lease = field(default_factory=Lease)
+
+    @property
+    def outcome(self) -> str:
+        """succeeded, failed or interrupted."""
+        return "interrupted" if self.is_interrupted else "failed" if self.error else "succeeded"
 
     def fail(self, error: str) -> None:
         """Note why the run failed although nothing was raised."""
         self.error = error
+
+    def discard(self) -> None:
+        """Leave the run unrecorded: it did nothing that anybody will ask about."""
+        self.is_discarded = True
 
 
 current_run: contextvars.ContextVar[Run | None] = contextvars.ContextVar("current_run", default=None)
@@ -58,14 +75,96 @@ def find_trigger() -> str:
 def pipeline_run(
     settings: Settings, job: str, run_id: str, trigger: str | None, lease: Lease
 ) -> Iterator[Run]:
-    """The current run for the length of a `with` block."""
+    """The current run for the length of a `with` block, and its record in the lake afterwards, whatever ended
+    it. A run within a run is one of its own: the steps are its."""
     run = Run(run_id, job, trigger or find_trigger(), lease=lease)
-    token = current_run.set(run)
+    with _sigterm_interrupts(), _current(run):
+        try:
+            _record_killed(settings, lease)
+            yield run
+        except KeyboardInterrupt:
+            run.is_interrupted = True
+            raise
+        except BaseException as failure:
+            run.error = run.error or f"{type(failure).__name__}: {failure}"
+            raise
+        finally:
+            run.ended_at = datetime.now(UTC)
+            if not run.is_discarded:
+                _record(settings, run)
+
+
+@contextlib.contextmanager
+def _current(run: Run) -> Iterator[None]:
+    """Have log lines, steps and lease checks know the run, for the length of a `with` block."""
+    run_token = current_run.set(run)
+    steps_token = run_history.current_steps.set(run.steps)
     try:
-        yield run
-    except BaseException as failure:
-        run.error = run.error or f"{type(failure).__name__}: {failure}"
-        raise
+        yield
     finally:
-        run.ended_at = datetime.now(UTC)
-        current_run.reset(token)
+        run_history.current_steps.reset(steps_token)
+        current_run.reset(run_token)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Have SIGTERM end a `with` block as Ctrl-C does, unless somebody else sees to it."""
+    is_unseen = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if is_unseen:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if is_unseen:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _record(settings: Settings, run: Run) -> None:
+    """Put a run that has ended on record."""
+    row = {
+        "run_id": run.id,
+        "job": run.job,
+        "trigger": run.trigger,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "outcome": run.outcome,
+        "error": run.error,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+    }
+    with _at_worst_a_warning(run.id):
+        run_history.record(settings, row, run.steps)
+
+
+def _record_killed(settings: Settings, lease: Lease) -> None:
+    """Put the run that died holding the lease on record, if one did: it could not do so itself."""
+    holder = lease.left_by
+    if holder is None:
+        return
+    row = {
+        "run_id": holder.run_id,
+        "job": holder.job,
+        "started_at": datetime.fromisoformat(holder.since),
+        "outcome": "killed",
+        # of another time and perhaps another machine: nobody knows
+        **dict.fromkeys(("git_commit", "versions")),
+        "host": holder.host,
+        "process": holder.process,
+    }
+    with _at_worst_a_warning(holder.run_id):
+        # it may have been killed after its record
+        if not run_history.is_recorded(settings, holder.run_id, row["started_at"]):
+            run_history.record(settings, row, [])
+        lease.left_by = None  # of this lease's runs, one is enough to tell
+
+
+@contextlib.contextmanager
+def _at_worst_a_warning(run_id: str) -> Iterator[None]:
+    """A run's outcome is its own, whatever becomes of its record."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("Run %s could not be recorded: %s: %s.", run_id, type(error).__name__, error)

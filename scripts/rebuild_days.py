@@ -20,6 +20,7 @@ import psycopg2
 from rich.console import Console
 from rich.table import Table
 
+from ingestion import run_history
 from ingestion.lake import Lake, quoted
 from ingestion.schemas import BRONZE
 from ingestion.settings import Settings
@@ -100,13 +101,12 @@ def parse_range(text: str) -> tuple[date, date]:
 
 
 def held_days(settings: Settings, ranges: list[tuple[date, date]]) -> list[date]:
-    """Those days of the ranges of which bronze holds anything of a feed, in order. Raises `DaysError` on
-    none."""
+    """Days of the ranges of which bronze holds anything of a feed, in order. Raises `DaysError` on none."""
     lake = Lake.of(settings)
     found = {
         match[1]
         for source, tables in BRONZE.items()
-        if "fetch_attempts" in tables
+        if source != run_history.SOURCE
         for table in tables
         for folder in lake.filesystem().glob(f"{lake.root}/bronze/{source}/{table}/dt=*")
         if (match := re.search(r"/dt=(\d{4}-\d\d-\d\d)/?$", folder))

@@ -11,15 +11,19 @@ import contextlib
 import functools
 import logging
 import os
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
+from ingestion.run_history import Step, note
 from ingestion.settings import PROJECT_ROOT, Settings, canonical_postgres_url
 from scripts.command import CommandError, run_command
 from scripts.pipeline_run import check_lease
 from scripts.start_postgres import running_postgres
 
 PROJECTS = ("transform", "exports")
+FAILED = ("error", "fail", "runtime error")
 logger = logging.getLogger("bike-data-flow")
 
 
@@ -30,29 +34,86 @@ class DbtError(CommandError):
 def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]:
     """Run dbt in this process, so that the in-memory DuckDB and its views stay for the next call.
 
-    Gives each node's name and message, such as {"int_wrm__lines_parsed": "built days: 2"}.
+    Gives each node's name and message, such as {"int_wrm__lines_parsed": "built days: 2"}, but for those of
+    the history of runs, which every run adds to. What dbt reports becomes steps of the run under way.
     Raises `DbtError`.
     """
     from dbt.cli.main import dbtRunner  # slow to import
 
     check_lease()
+    started_at = datetime.now(UTC)
     with _dbt_environment(settings):
         is_quiet = "--quiet" in arguments
         # artifacts are for people, and writing them takes as long as parsing the project
         options = ["--no-write-json", "--log-level", "none"] if is_quiet else []
         runner = dbtRunner(callbacks=[_pass_warning_on] if is_quiet else [])
         result = runner.invoke([*arguments, *options, *_folders(settings, project)])
+    nodes = getattr(result.result, "results", None) or []
+    _note_invocation(project, arguments, started_at, result, nodes)
+    if isinstance(result.exception, KeyboardInterrupt):
+        raise result.exception
     if result.exception is not None:
         raise DbtError(f"dbt failed in {project}: {result.exception}") from result.exception
-    nodes = getattr(result.result, "results", None) or []
-    failed = [node for node in nodes if node.status in ("error", "fail", "runtime error")]
+    failed = [node for node in nodes if node.status in FAILED]
     if failed or not result.success:
         reasons = "\n".join(f"  {node.node.name}: {node.message}" for node in failed)
         raise DbtError(
             f"dbt failed in {project}: {len(failed)} of {len(nodes)} nodes. "
             f"See {settings.data_dir / 'dbt' / project / 'dbt.log'}.\n{reasons}"
         )
-    return {node.node.name: str(node.message) for node in nodes}
+    return {node.node.name: str(node.message) for node in nodes if "history" not in node.node.tags}
+
+
+def _note_invocation(
+    project: str, arguments: tuple[str, ...], started_at: datetime, result: Any, nodes: list[Any]
+) -> None:
+    """One step for the call of dbt, and one for each of its nodes that did something."""
+    from dbt_common.invocation import get_invocation_id
+
+    command = next((argument for argument in arguments if not argument.startswith("-")), "dbt")
+    ended_at, invocation_id = datetime.now(UTC), get_invocation_id()
+    status, error = ("success" if result.success else "error"), result.exception and str(result.exception)
+    invocation = Step("dbt_invocation", project, command, None, status, started_at, ended_at, error=error)
+    invocation.nodes_count = len(nodes)
+    steps = [invocation, *(_step_of(project, node, ended_at) for node in nodes if _did_something(node))]
+    for step in steps:
+        step.invocation_id = invocation_id
+        note(step)
+
+
+def _did_something(node: Any) -> bool:
+    if node.status not in ("success", "pass", "no-op"):
+        return True
+    days = re.search(r"days: [1-9]", str(node.message))
+    return node.node.resource_type == "model" and bool(days or _rows_affected(node))
+
+
+def _rows_affected(node: Any) -> int:
+    return max(node.adapter_response.get("rows_affected") or 0, 0)
+
+
+def _step_of(project: str, node: Any, ended_at: datetime) -> Step:
+    """A node's result; one that was skipped took no time."""
+    moments = [
+        moment.replace(tzinfo=UTC)
+        for timing in node.timing
+        for moment in (timing.started_at, timing.completed_at)
+        if moment is not None
+    ]
+    has_failed = node.status in FAILED
+    return Step(
+        "dbt_node",
+        project,
+        node.node.name,
+        str(node.node.resource_type),
+        str(node.status),
+        min(moments, default=ended_at),
+        max(moments, default=ended_at),
+        # of a test, the rows that fail it
+        rows_count=node.failures if node.node.resource_type == "test" else _rows_affected(node),
+        message=None if has_failed else node.message,
+        error=node.message if has_failed else None,
+    )
 
 
 def _pass_warning_on(event: Any) -> None:

@@ -146,17 +146,18 @@ def export_marts(settings: Settings, *options: str) -> None:
 
 
 def _export(settings: Settings, tables: list[str], *options: str) -> None:
-    """Those of the public tables for which something has landed, or which are not there yet."""
+    """Those of the public tables for which something has landed, or which are not there yet and could be."""
     schema = settings.landing_schema
     waiting = (
         f"select distinct split_part(model, '__', 2) from {schema}.pending_objects union "
-        "select name from unnest(%s) as name where to_regclass(%s || '.' || name) is null"
+        "select name from pg_tables, split_part(tablename, '__', 2) as name "
+        "where schemaname = %s and to_regclass(%s || '.' || name) is null"
     )
     with (
         closing(psycopg2.connect(**settings.postgres_parameters())) as connection,
         connection.cursor() as cursor,
     ):
-        cursor.execute(waiting, [tables, settings.postgres_schema])
+        cursor.execute(waiting, [schema, settings.postgres_schema])
         selected = sorted({name for (name,) in cursor.fetchall()} & set(tables))
     if selected:
         _dbt(settings, "exports", "build", "--select", *selected, *options)

@@ -74,6 +74,16 @@ class Workplace:
     def lake_folder(self) -> Path:
         return self.settings.data_dir / "lake"
 
+    def lake_objects(self) -> dict[str, int]:
+        """Every object of the lake and when it was written, but for the lease and the history of runs, which
+        every job writes to."""
+        every_job = ("_lease.json", "bronze/pipeline/", "gold/fct_pipeline_")
+        return {
+            name: path.stat().st_mtime_ns
+            for path in self.lake_folder.rglob("*")
+            if path.is_file() and not (name := str(path.relative_to(self.lake_folder))).startswith(every_job)
+        }
+
     def just(
         self, *arguments: str, check: bool = True, project: Path = PROJECT_ROOT
     ) -> subprocess.CompletedProcess[str]:

@@ -10,13 +10,14 @@ from contextlib import closing
 import psycopg2
 from conftest import FEW_BIKES, FEW_STATIONS, moment, raw_name, small_snapshot
 
+from ingestion import schemas
 from ingestion.settings import PROJECT_ROOT
 from scripts.command import the_only_job
 
 SNAPSHOT_LINES = FEW_STATIONS + FEW_BIKES
 MODELS = sorted(path.stem for path in PROJECT_ROOT.glob("transform/models/[im]*/*/*.sql"))
 SEEDS = sorted(path.stem for path in PROJECT_ROOT.glob("transform/seeds/*.csv"))
-BRONZE = ["wrm__failures", "wrm__fetch_attempts", "wrm__station_snapshots"]
+BRONZE = [f"{source}__{table}" for source, tables in schemas.BRONZE.items() for table in tables]
 
 
 def answer(place, sql):
@@ -209,7 +210,7 @@ def test_rebuild_refuses_days_that_it_cannot_build_and_touches_nothing(workplace
     empty = workplace.just("rebuild", "2025-05-12", check=False)
     assert "The lake holds none of these days: 2025-05-12. It holds nothing yet" in empty.stderr
     workplace.just("ingest", check=False)  # the feed is out of reach: a day with an attempt and nothing else
-    before = sorted(workplace.lake_folder.rglob("*"))
+    before = workplace.lake_objects()
     refused = {
         days: workplace.just("rebuild", *days.split(), check=False)
         for days in ("yesterday", "2025-05-12 2025-02-30", "2025-05-13..2025-05-12", "2025-05-12..2025-05-13")
@@ -230,4 +231,4 @@ def test_rebuild_refuses_days_that_it_cannot_build_and_touches_nothing(workplace
     )
     assert f"Another job is at work: backfill, process {os.getpid()}" in locked.stderr
     assert {done.returncode for done in (empty, locked, *refused.values())} == {1}
-    assert sorted(workplace.lake_folder.rglob("*")) == before
+    assert workplace.lake_objects() == before

@@ -42,11 +42,12 @@
   {{ run_hooks(pre_hooks) }}
 
   {%- set plan = plan_days(model, inputs, folder) -%}
+  {%- set rows = 0 -%}
   {%- if plan.stale or plan.vanished or load_cached_relation(this) is none -%}
-    {%- do build_days(model, sql, inputs, plan, folder, target_relation) -%}
+    {%- set rows = build_days(model, sql, inputs, plan, folder, target_relation) -%}
   {%- endif -%}
 
-  {%- call noop_statement('main', 'built days: ' ~ plan.stale | length, 'OK', plan.stale | length) -%}
+  {%- call noop_statement('main', 'built days: ' ~ plan.stale | length, 'OK', rows) -%}
   {%- endcall -%}
 
   {{ run_hooks(post_hooks) }}
@@ -54,7 +55,7 @@
 {% endmaterialization %}
 
 
-{# Checks the contract, builds what is stale, removes what vanished, and makes the view. #}
+{# Checks the contract, builds what is stale, removes what vanished, and makes the view; gives the rows written. #}
 {% macro build_days(node, sql, inputs, plan, folder, relation) %}
   {%- do use_inputs(inputs, (plan.stale or [none])[0], folder) -%}
   {%- if config.get('contract').enforced -%}
@@ -63,9 +64,10 @@
   {%- if plan.stale or plan.vanished -%}
     {%- do write_state(folder) -%}
   {%- endif -%}
+  {%- set rows = [] -%}
   {%- for day in plan.stale -%}
     {%- do use_inputs(inputs, day, folder) -%}
-    {%- do build_day(node, sql, folder, day) -%}
+    {%- do rows.append(build_day(node, sql, folder, day)) -%}
     {%- if loop.index % 30 == 0 -%}
       {%- do write_state(folder) -%}
     {%- endif -%}
@@ -81,6 +83,7 @@
   {%- for input in inputs -%}
     {%- do run_query('reset variable ' ~ input.name) -%}
   {%- endfor -%}
+  {{ return(rows | sum) }}
 {% endmacro %}
 
 
@@ -413,6 +416,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 {%- endmacro %}
 
 
+{# Builds and publishes one day; gives the number of rows. #}
 {% macro build_day(node, sql, folder, day) %}
   {%- set path = partition_path(folder, day.dt) -%}
   {%- set started_at = modules.datetime.datetime.now() -%}
@@ -422,6 +426,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
   {%- do run_query("insert into temp.day_state values ('" ~ day.dt ~ "', '" ~ day.fingerprint ~ "', "
                    ~ copied ~ ", now()::timestamp, " ~ seconds ~ ")") -%}
   {%- do run_query("insert into built_days values ('" ~ invocation_id ~ "', '" ~ node.name ~ "', '" ~ path ~ "')") -%}
+  {{ return(copied) }}
 {% endmacro %}
 
 

@@ -48,9 +48,11 @@
   {%- set days = run_query(
         'select string_agg($$getvariable(\'lake\') || \'$$ || object || $$\'$$, $$, $$ order by object) '
         ~ 'from temp.landing_plan where not is_gone group by dt order by dt').columns[0].values() -%}
+  {%- set rows = [] -%}
   {%- for objects in days -%}
     {%- do run_query('set variable ' ~ input.name ~ ' = [' ~ objects ~ ']') -%}
-    {%- do run_query('insert into ' ~ table ~ ' by name\n' ~ sql ~ '\n') -%}
+    {%- set landed = run_query('insert into ' ~ table ~ ' by name\n' ~ sql ~ '\n') -%}
+    {%- do rows.append(landed.columns[0].values()[0] | int) -%}
   {%- endfor -%}
   {%- if days -%}
     {%- do run_query('reset variable ' ~ input.name) -%}
@@ -62,7 +64,7 @@
                               ).columns[0].values()[0] -%}
 
   {%- set message = 'removed days: ' ~ removed if removed and not days else 'landed days: ' ~ days | length -%}
-  {%- call noop_statement('main', message, 'OK', days | length) -%}
+  {%- call noop_statement('main', message, 'OK', rows | sum) -%}
   {%- endcall -%}
 
   {{ run_hooks(post_hooks) }}

@@ -1,0 +1,15 @@
+{{ config(meta={'copies': 'fct_pipeline_runs'}) }}
+
+with mart as (
+    select * from {{ ref('fct_pipeline_runs') }}
+),
+
+final as (
+    select
+        dt as date,
+        -- PostgreSQL's text holds no NUL
+        * exclude (dt) replace (replace(error, chr(0), '') as error),
+    from mart
+)
+
+select * from final
