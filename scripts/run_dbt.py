@@ -139,6 +139,7 @@ def _folders(settings: Settings, project: str) -> list[str]:
 def _dbt_environment(settings: Settings) -> Iterator[None]:
     """The settings under the names that the dbt projects read, for the length of one call."""
     values = {
+        "ENVIRONMENT": settings.environment,
         "DATA_DIR": str(settings.data_dir),
         "POSTGRES_URL": canonical_postgres_url(settings),
         "POSTGRES_SCHEMA": settings.postgres_schema,

@@ -41,7 +41,8 @@ logger = logging.getLogger("bike-data-flow")
 def use_demo_settings() -> None:
     """Point every setting at the demo's own places, whatever .env and the environment say."""
     folder = PROJECT_ROOT / "data" / "demo"
-    embedded = ("LAKE_URL", "POSTGRES_URL", "POSTGRES_SCHEMA", "EXPORT_RETENTION_DAYS", "DLT_DATA_DIR")
+    embedded = ("ENVIRONMENT", "LAKE_URL", "POSTGRES_URL", "POSTGRES_SCHEMA")
+    embedded += ("EXPORT_RETENTION_DAYS", "DLT_DATA_DIR")
     os.environ.update(dict.fromkeys(embedded, ""), DATA_DIR=str(folder), NO_PROXY="127.0.0.1,localhost")
 
 

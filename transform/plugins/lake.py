@@ -60,6 +60,11 @@ class Plugin(BasePlugin):
 
     def initialize(self, plugin_config: dict[str, Any]) -> None:
         self.settings = load_settings()
+        if plugin_config["environment"] != self.settings.environment:
+            raise DbtRuntimeError(
+                f"dbt's target is not of this environment: {plugin_config['environment']}. The settings say "
+                f"ENVIRONMENT={self.settings.environment}: export the one you mean and leave --target out."
+            )
         self.lake = Lake.of(self.settings)
         self.warehouse_lock = threading.Lock()
         self.scratch = tempfile.mkdtemp(prefix="bike-data-flow-")
