@@ -99,6 +99,12 @@ psql *arguments: _environment
 query *arguments: _environment
     @python -m scripts.open_query "$@"
 
+# Set up the lake's bucket and print the policies of collector, builder and reader (--dry-run, --policies-only)
+[group('tools')]
+[no-exit-message]
+provision *arguments: _environment
+    @python -m scripts.provision_bucket "$@"
+
 # Keep the embedded PostgreSQL running until Ctrl-C
 [group('tools')]
 [no-exit-message]

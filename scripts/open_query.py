@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -24,7 +25,13 @@ import duckdb
 from ingestion.lake import Lake, quoted
 from ingestion.settings import Settings
 from scripts.command import CommandError, run_command
-from transform.plugins.lake import create_bronze_views, open_lake, storage_statements
+from transform.plugins.lake import (
+    LAYERS,
+    create_bronze_views,
+    create_views,
+    open_lake,
+    storage_statements,
+)
 
 # the program itself: the wheel's command for it downloads one where it has none
 _WHEEL = importlib.util.find_spec("duckdb_cli")
@@ -53,19 +60,41 @@ def _end_tidily() -> None:
 
 
 def _make_views(settings: Settings, lake: Lake, database: Path) -> None:
+    denials: dict[str, Exception] = {}
     try:
-        with closing(open_lake(settings, str(database))) as connection:
+        with closing(open_lake(settings, str(database), layers=())) as connection:
+            for layer in LAYERS:
+                with _noted_denial(denials, layer):
+                    create_views(connection, lake, layer)
             built = connection.execute("select 1 from duckdb_views() where not internal").fetchall()
-            create_bronze_views(connection, lake)
+            with _noted_denial(denials, "bronze"):
+                create_bronze_views(connection, lake)
+        if len(denials) > len(LAYERS):
+            raise denials["bronze"]
     except (duckdb.Error, OSError) as error:
         raise CommandError(
             f"The lake is out of reach: {lake.url}. Check LAKE_URL and the AWS settings.\n{error}"
         ) from error
-    if not built:
+    if denials:
+        print(f"Left out, as these credentials may not read it: {', '.join(denials)}.", file=sys.stderr)
+    elif not built:
         print(
             f"Nothing is built yet: {lake.url}. Run: scripts/just run, or scripts/just backfill PATH_OR_URL.",
             file=sys.stderr,
         )
+
+
+@contextmanager
+def _noted_denial(denials: dict[str, Exception], layer: str) -> Iterator[None]:
+    """Go on where the credentials may not read a layer: a reader's may read gold alone."""
+    try:
+        yield
+    except PermissionError as error:
+        denials[layer] = error
+    except duckdb.HTTPException as error:
+        if error.status_code != 403:  # type: ignore[attr-defined]
+            raise
+        denials[layer] = error
 
 
 def _preparation(settings: Settings, lake: Lake) -> str:

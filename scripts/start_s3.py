@@ -15,10 +15,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import requests
 import s3fs
@@ -42,6 +43,8 @@ class S3Server:
     endpoint_url: str
     access_key_id: str
     secret_access_key: str
+    # who may do no more than a policy says, by name: the server as each of them sees it
+    identities: Mapping[str, S3Server] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -56,17 +59,19 @@ class S3Server:
 
 
 @contextmanager
-def running_s3(folder: Path) -> Iterator[S3Server]:
-    """Have an S3 server with its files in `folder` running for the length of a `with` block.
+def running_s3(folder: Path, policies: Mapping[str, Any] | None = None) -> Iterator[S3Server]:
+    """Have an S3 server with its files in `folder` running for the length of a `with` block. For each of the
+    `policies` (IAM documents by name) it knows an identity that may do what its policy allows.
 
     Raises `S3Error` when it does not come up.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    server_keys = _keys(folder)
+    keys = _keys(folder)
+    further_keys = {name: _new_keys() for name in policies or {}}
     # weed opens each of these, and each plus 10 000 for gRPC
     ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     config = folder / "identities.json"
-    config.write_text(json.dumps(_identities(*server_keys)))
+    config.write_text(json.dumps(_identities(keys, further_keys, policies or {})))
     config.chmod(0o600)
     command = [
         _weed(), "-logtostderr", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
@@ -78,7 +83,10 @@ def running_s3(folder: Path) -> Iterator[S3Server]:
         f"-filer.port={ports['filer']}", "-s3", "-s3.iam=false", f"-s3.port={ports['s3']}",
         f"-s3.config={config}",
     ]  # fmt: skip
-    server = S3Server(f"http://127.0.0.1:{ports['s3']}", *server_keys)
+    server = S3Server(f"http://127.0.0.1:{ports['s3']}", *keys)
+    server = replace(
+        server, identities={name: S3Server(server.endpoint_url, *own) for name, own in further_keys.items()}
+    )
     with open(folder / "server.log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -96,15 +104,30 @@ def _keys(folder: Path) -> tuple[str, str]:
     kept = folder / "keys.json"
     if not kept.exists():
         kept.touch(mode=0o600)
-        kept.write_text(json.dumps([secrets.token_hex(8), secrets.token_hex(16)]))
+        kept.write_text(json.dumps(_new_keys()))
     access_key_id, secret_access_key = json.loads(kept.read_text())
     return access_key_id, secret_access_key
 
 
-def _identities(access_key_id: str, secret_access_key: str) -> dict[str, object]:
-    credentials = [{"accessKey": access_key_id, "secretKey": secret_access_key}]
+def _new_keys() -> tuple[str, str]:
+    return secrets.token_hex(8), secrets.token_hex(16)
+
+
+def _identities(
+    keys: tuple[str, str], further_keys: Mapping[str, tuple[str, str]], policies: Mapping[str, Any]
+) -> dict[str, object]:
+    """The server's configuration: one identity that may do everything, and one per policy."""
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    return {"identities": [{"name": "local", "credentials": credentials, "actions": actions}]}
+    identities = [_identity("local", keys, actions=actions)]
+    identities += [_identity(name, own, policyNames=[name]) for name, own in further_keys.items()]
+    documents = [{"name": name, "content": json.dumps(policy)} for name, policy in policies.items()]
+    return {"identities": identities, "policies": documents}
+
+
+def _identity(name: str, keys: tuple[str, str], **rights: list[str]) -> dict[str, object]:
+    access_key_id, secret_access_key = keys
+    credentials = [{"accessKey": access_key_id, "secretKey": secret_access_key}]
+    return {"name": name, "credentials": credentials, **rights}
 
 
 def _weed() -> str:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -156,7 +156,9 @@ def first_exported_day(retention_days: int | None, today: date) -> date | None:
     return date.fromordinal(max(today.toordinal() - retention_days + 1, 1))
 
 
-def open_lake(settings: Settings, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
+def open_lake(
+    settings: Settings, database: str = ":memory:", layers: Iterable[str] = LAYERS
+) -> duckdb.DuckDBPyConnection:
     """A DuckDB of its own with a view for every model that is built, as dbt's has; close it in the end."""
     conn = duckdb.connect(database, config={"memory_limit": settings.duckdb_memory_limit})
     lake = Lake.of(settings)
@@ -164,7 +166,7 @@ def open_lake(settings: Settings, database: str = ":memory:") -> duckdb.DuckDBPy
     conn.execute("set timezone = 'UTC'")
     conn.execute(f"set variable lake = {quoted(lake.root)}")
     create_seeds(conn)
-    for layer in LAYERS:
+    for layer in layers:
         create_views(conn, lake, layer)
     return conn
 
