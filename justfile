@@ -33,6 +33,15 @@ test *arguments: _environment
 watch: _environment
     @python -m scripts.watch_lake
 
+# Check style and schemas: Python, this justfile, workflows; in seconds
+[group('main')]
+[no-exit-message]
+check: _environment
+    @ruff format --quiet --check .
+    @ruff check --quiet .
+    @just --fmt --check --unstable
+    @check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
 # Take one live snapshot and bring it through every stage
 [group('main')]
 [no-exit-message]
@@ -51,11 +60,11 @@ status *arguments: _environment
 backfill *arguments: _environment
     @python -m scripts.run_pipeline backfill "$@"
 
-# Fetch a source into bronze
+# Fetch a source into bronze, once or every minute: ingest wrm --minutes 50
 [group('stages')]
 [no-exit-message]
-ingest source='wrm': _environment
-    @python -m scripts.run_pipeline ingest "$1"
+ingest source='wrm' *options: _environment
+    @python -m scripts.run_pipeline ingest "$@"
 
 # Rebuild the stale days of the lake's models
 [group('stages')]
@@ -74,6 +83,12 @@ rebuild +days: _environment
 [no-exit-message]
 export: _environment
     @python -m scripts.run_pipeline export
+
+# Build what is stale, then test and reconcile every day there is
+[group('stages')]
+[no-exit-message]
+verify: _environment
+    @python -m scripts.verify_lake
 
 # dbt in a project: dbt transform build, dbt exports docs generate, …
 [group('tools')]

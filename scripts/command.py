@@ -13,17 +13,23 @@ from pythonjsonlogger.json import JsonFormatter
 
 from ingestion.lake import Lake
 from ingestion.settings import Settings, load_settings
-from scripts.lease import Holder, LeaseHeldError, LeaseLostError, held_lease, locked_file
-from scripts.pipeline_run import Run, current_run, new_run_id, pipeline_run
+from scripts.lease import Holder, LeaseHeldError, LeaseLostError, held_lease, lease_holder, locked_file
+from scripts.pipeline_run import Run, current_run, find_trigger, new_run_id, pipeline_run
 
 NOISY_LOGGERS = ("dlt", "sqlglot", "botocore", "urllib3", "asyncio", "aiobotocore", "s3fs", "fsspec")
 INTERRUPTED = 130
+# what `watch` does by itself: a schedule's job that meets it would only be in its way
+WATCHED = ("ingest", "transform", "export", "compact")
 # what every JSON line of the log has, null where it says nothing of it
 FIELDS = dict.fromkeys(("run_id", "source", "rows", "bytes", "seconds"))
 
 
 class CommandError(RuntimeError):
     """Something a user can mend; its message says what failed and what to do next."""
+
+
+class LeftToWatchError(RuntimeError):
+    """A scheduled job found `watch` at work on the lake, which does the same: there is nothing to do."""
 
 
 def run_command(job: Callable[[Settings], str | None]) -> None:
@@ -33,6 +39,9 @@ def run_command(job: Callable[[Settings], str | None]) -> None:
         settings = load_settings()
         configure_logging(settings)
         error = job(settings)
+    except LeftToWatchError as word:
+        print(word, file=sys.stderr)
+        return
     except KeyboardInterrupt:
         print("\nInterrupted. The next run carries on from here.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
@@ -110,7 +119,8 @@ def the_only_job(
     landing schema would undo each other. Neither the lock on DATA_DIR nor the lake's lease outlives a job
     that is killed. What a killed compaction left is finished first: until then rows may stand twice.
 
-    Raises `CommandError` that says which job holds it and since when, once it no longer `waits()`.
+    Raises `CommandError` that says which job holds it and since when, once it no longer `waits()`;
+    `LeftToWatchError` where a schedule's job finds that `watch` does its work.
     """
     from ingestion import compaction  # slow to import
 
@@ -125,6 +135,11 @@ def the_only_job(
             compaction.recover(lake)
             yield run
     except LeaseHeldError as error:
+        holder = lease_holder(lake)
+        if holder is not None and holder.job == "watch" and find_trigger() == "schedule" and name in WATCHED:
+            raise LeftToWatchError(
+                f"Nothing to do: {holder}, does the work of {name} on this lake."
+            ) from None
         raise CommandError(
             f"Another job is at work: {error}. Wait until it has ended and run again."
         ) from None

@@ -5,7 +5,7 @@ python -m scripts.run_pipeline backfill            the gaps in the snapshots, an
 python -m scripts.run_pipeline backfill ARCHIVE    an archive of raw text files, through every stage
 python -m scripts.run_pipeline backfill --from 2025-05-01 --to 2025-05-31
                                                    days of the lake once more, through every stage
-python -m scripts.run_pipeline ingest wrm | transform | export
+python -m scripts.run_pipeline ingest wrm [--minutes N] | transform | export
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ingestion.archive import absolute_location
 from ingestion.settings import PROJECT_ROOT, Settings
 from scripts.command import run_command, the_only_job
 from scripts.pipeline_run import check_lease
+from scripts.poll_feed import poll_for
 from scripts.run_dbt import run_dbt
 from scripts.start_postgres import running_postgres
 
@@ -249,9 +250,11 @@ def rebuild_range(settings: Settings, first: date, last: date) -> str | None:
     return backfill_days.rebuild_range(settings, first, last)
 
 
-def ingest(settings: Settings, source: str) -> str | None:
-    """One poll of a source's live feed into bronze."""
-    return take_snapshot(settings).error
+def ingest(settings: Settings, source: str, minutes: float | None = None) -> str | None:
+    """One poll of a source's live feed into bronze, or one every WATCH_POLL_SECONDS for so many minutes."""
+    if minutes is None:
+        return take_snapshot(settings).error
+    return poll_for(lambda: take_snapshot(settings).error, minutes, settings.watch_poll_seconds)
 
 
 def export(settings: Settings) -> None:
@@ -280,7 +283,9 @@ def main() -> None:
     for option, name, default in (("--from", "first", date.min), ("--to", "last", date.max)):
         text = f"{name} day (UTC) to rebuild"
         backfills.add_argument(option, dest=name, metavar="DAY", type=_day, default=default, help=text)
-    jobs.add_parser("ingest").add_argument("source", choices=["wrm"])
+    ingesting = jobs.add_parser("ingest")
+    ingesting.add_argument("source", choices=["wrm"])
+    ingesting.add_argument("--minutes", type=float, help="go on polling, every WATCH_POLL_SECONDS")
     jobs.add_parser("transform")
     jobs.add_parser("export")
     given = parser.parse_args()
@@ -302,7 +307,7 @@ def main() -> None:
             if given.archive
             else rebuild_range(s, given.first, given.last)
         ),
-        "ingest": lambda s: ingest(s, given.source),
+        "ingest": lambda s: ingest(s, given.source, given.minutes),
         "transform": transform,
         "export": export,
     }

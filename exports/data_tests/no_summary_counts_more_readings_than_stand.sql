@@ -1,5 +1,6 @@
--- Of the days exported within the last hour, so that the cost does not grow with the history. Readings may be ahead
--- of the summaries, which wait for their day to be rebuilt; they are never behind.
+-- Within `dbt build` of the days exported within the last hour, so that the cost does not grow with the history; `dbt
+-- test` looks at every day. Readings may be ahead of the summaries, which wait for their day to be rebuilt; they are
+-- never behind.
 select
     summary.date,
     summary.total_records,
@@ -12,8 +13,10 @@ left join {{ ref('bike_stations') }} as readings
 where summary.date in (
     select exported.dt
     from {{ source('landing', 'exported_objects') }} as exported
-    where exported.exported_at > now() - interval '1 hour'
-        and exported.model = 'landing_wrm__stations_data_summary'
+    where exported.model = 'landing_wrm__stations_data_summary'
+        {%- if flags.WHICH == 'build' %}
+        and exported.exported_at > now() - interval '1 hour'
+        {%- endif %}
 )
 group by summary.date, summary.total_records
 having summary.total_records > count(readings.id)
