@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -88,13 +91,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
 
     def finish_telling(self, body: dict[str, str]) -> None:
-        """Take the text and say so, unless the client has gone."""
+        """Take the text, then say so, if the client is still there."""
         assert set(body) == {"text"} and self.headers["Content-Type"] == "application/json"
+        self.server.texts.append(body["text"])
         with suppress(OSError):
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"ok")
-            self.server.texts.append(body["text"])
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -350,6 +353,20 @@ def test_texts_of_the_feed_and_secrets_reach_nobody_as_they_are(tmp_path, receiv
     assert "planted" not in stale + failed
 
 
+def test_no_log_of_any_level_names_the_webhook(tmp_path, receiver):
+    receiver.answer = 500
+    script = (
+        "from scripts.after_run import after_run; from scripts.command import run_command; "
+        "from scripts.pipeline_run import Run; "
+        "run_command(lambda s: after_run(s, Run('a', 'export', 'cron', error='OSError: away'), None))"
+    )
+    values = environment(tmp_path, receiver, LOG_LEVEL="DEBUG", LOG_FORMAT="json")
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | values, capture_output=True)
+    assert done.returncode == 0 and receiver.requests == 1
+    assert b"Alerts: the webhook is out of reach: HTTP 500." in done.stderr
+    assert b"planted" not in done.stderr + done.stdout
+
+
 def test_without_a_webhook_nothing_is_written_and_nobody_is_asked(tmp_path):
     settings = load_settings({"DATA_DIR": str(tmp_path / "data"), "LAKE_URL": str(tmp_path / "lake")})
     alerts = Alerts(settings)
@@ -416,11 +433,13 @@ def test_a_lake_that_is_away_is_told_once_and_its_recovery_once(
     assert len(receiver.take()) == 1
     away = load_settings(s3_environment | {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"})
     refused = "EndpointConnectionError: Could not connect to the endpoint URL"
-    for _ in range(2):
-        Alerts(away).run_ended(run("run", refused))
+    Alerts(away).run_ended(run("run", refused))
+    monkeypatch.setattr(scripts.incidents, "LAKE_SECONDS", 0.2)  # botocore tries again for seconds
+    Alerts(away).run_ended(run("run", refused))
     assert [f"the job run failed: {refused}" in text for text in receiver.take()] == [True]
     Alerts(away).tell([scripts.alerts.Finding("stale/wrm", False, "snapshots arrive again", NOON)])
     assert [": over: snapshots arrive again" in text for text in receiver.take()] == [True]
+    monkeypatch.setattr(scripts.incidents, "LAKE_SECONDS", 20.0)
     elsewhere = load_settings(s3_environment | {"DATA_DIR": str(tmp_path / "elsewhere")})
     Alerts(settings).check(health())
     Alerts(elsewhere).check(health())
