@@ -113,6 +113,13 @@ def running_receiver(port: int = 0) -> Iterator[Receiver]:
         server.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that tests on all cores answers slowly, and that is not what is tested."""
+    monkeypatch.setattr(scripts.alerts, "WEBHOOK_SECONDS", 30.0)
+    monkeypatch.setattr(scripts.incidents, "LAKE_SECONDS", 30.0)
+
+
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with running_receiver() as server:
@@ -312,7 +319,7 @@ def test_a_slow_webhook_and_one_that_is_down_do_not_hold_up_the_pipeline(
     alerts.check(health(replace(STALE, coverage_pct=50.0)))  # ends although the receiver goes on waiting
     assert receiver.requests == 1  # the second message has no time left
     receiver.answer = 200
-    monkeypatch.setattr(scripts.alerts, "WEBHOOK_SECONDS", 20.0)
+    monkeypatch.setattr(scripts.alerts, "WEBHOOK_SECONDS", 30.0)
     alerts.check(health(replace(STALE, coverage_pct=50.0)))
     assert len(receiver.take()) == 2
     port = receiver.server_port
@@ -382,12 +389,9 @@ def s3_environment(tmp_path: Path, receiver: Receiver, s3_server: S3Server) -> d
     return environment(tmp_path, receiver, **(s3_server.environment | {"LAKE_URL": lake}))
 
 
-def test_machines_that_share_a_lake_on_s3_tell_an_incident_once(
-    s3_environment, receiver, tmp_path, monkeypatch
-):
+def test_machines_that_share_a_lake_on_s3_tell_an_incident_once(s3_environment, receiver, tmp_path):
     here = load_settings(s3_environment)
     there = load_settings(s3_environment | {"DATA_DIR": str(tmp_path / "there")})
-    monkeypatch.setattr(scripts.alerts, "WEBHOOK_SECONDS", 60.0)
     receiver.answer = "slow"
     telling = threading.Thread(target=Alerts(here).check, args=(health(STALE),))
     telling.start()
@@ -427,7 +431,6 @@ def test_a_lake_that_is_away_is_told_once_and_its_recovery_once(
     s3_environment, receiver, tmp_path, caplog, monkeypatch
 ):
     caplog.set_level(logging.INFO, logger="bike-data-flow")
-    monkeypatch.setattr(scripts.incidents, "LAKE_SECONDS", 20.0)
     settings = load_settings(s3_environment)
     Alerts(settings).check(health(STALE))
     assert len(receiver.take()) == 1
@@ -439,7 +442,7 @@ def test_a_lake_that_is_away_is_told_once_and_its_recovery_once(
     assert [f"the job run failed: {refused}" in text for text in receiver.take()] == [True]
     Alerts(away).tell([scripts.alerts.Finding("stale/wrm", False, "snapshots arrive again", NOON)])
     assert [": over: snapshots arrive again" in text for text in receiver.take()] == [True]
-    monkeypatch.setattr(scripts.incidents, "LAKE_SECONDS", 20.0)
+    monkeypatch.setattr(scripts.incidents, "LAKE_SECONDS", 30.0)
     elsewhere = load_settings(s3_environment | {"DATA_DIR": str(tmp_path / "elsewhere")})
     Alerts(settings).check(health())
     Alerts(elsewhere).check(health())
