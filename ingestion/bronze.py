@@ -30,16 +30,30 @@ logger = logging.getLogger(__name__)
 _FROZEN = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
 
 
-def open_pipeline(source: str, settings: Settings) -> dlt.Pipeline:
-    """The dlt pipeline of a source, with its state restored from the lake where the working directory was
-    lost, and with what an interrupted run left pending finished first."""
+# working directories and lakes whose state this process has compared; nobody else changes it meanwhile
+_synced: set[tuple[str, str]] = set()
+
+
+def open_pipeline(source: str, settings: Settings, *, needs_lake: bool = True) -> dlt.Pipeline:
+    """The dlt pipeline of a source, with its state restored from the lake where another machine was at work
+    or the working directory was lost, and with what an interrupted run left pending finished first.
+
+    Where the lake is not needed yet, what is pending may stay so while it is out of reach.
+    """
     pipeline = _pipeline(source, settings)
+    place = (pipeline.working_dir, settings.lake_url)
     if pipeline.has_pending_data:
         # before any sync: of a pipeline that never loaded, a sync throws away what is pending
         logger.warning("Finishing the load that an earlier run left pending: %s.", source)
-        _finish_pending(pipeline)
-    elif pipeline.first_run:
+        try:
+            _finish_pending(pipeline)
+        except PipelineStepFailed as error:
+            if needs_lake:
+                raise
+            logger.warning("%s waits for the lake: %s.", source, error.exception)
+    elif pipeline.first_run or place not in _synced:
         pipeline.sync_destination()
+        _synced.add(place)
     return pipeline
 
 
@@ -80,9 +94,12 @@ def load_day(
     state: dict[str, Any] | None = None,
 ) -> None:
     """Load Arrow tables that were observed on one UTC day, and merge `state` into the source's state, as one
-    load package: both are in the lake or neither is."""
+    load package: both are in the lake or neither is. Where the lake is out of reach the package stays pending
+    in dlt's working directory, and the error is raised."""
     with _noted(pipeline):
-        pipeline.run(_source(pipeline.pipeline_name, day, tables, state or {}))
+        pipeline.extract(_source(pipeline.pipeline_name, day, tables, state or {}))
+        _normalize(pipeline)
+        pipeline.load()
 
 
 def load_day_when_possible(

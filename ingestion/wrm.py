@@ -74,9 +74,10 @@ def take_snapshot(settings: Settings) -> LiveOutcome:
     """Poll the feed once, and the defects once a day, and load what came with every attempt.
 
     A payload equal to the last one taken is recorded as unchanged and not stored again. The snapshot is in
-    the lake before the defects are asked for.
+    the lake before the defects are asked for. With the lake out of reach, the feed is polled all the same:
+    the snapshot waits on the local disk, and the error is raised.
     """
-    pipeline = bronze.open_pipeline(SOURCE, settings)
+    pipeline = bronze.open_pipeline(SOURCE, settings, needs_lake=False)
     live = _poll_and_load(
         pipeline, settings, "station_snapshots", settings.wrm_feed_url, settings.fetch_attempts
     )

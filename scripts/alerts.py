@@ -8,9 +8,10 @@ Troubles, each an incident of its own, and when they are over:
     quality/<source>      the last full day under it           a day reaches it
     quarantine/<source>   above ALERT_MAX_QUARANTINE_PCT       under four fifths of it, on a day with lines
 
-A run that was interrupted or killed says neither: the next one makes it good. A message that was not
-delivered is tried again at every check; a trouble that is over by then sends one message that says both.
-Without ALERT_WEBHOOK_URL nothing is asked of network or lake.
+A run that was interrupted or killed says neither: the next one makes it good. Nor does one that failed of a
+feed that did not answer: that is a trouble once the feed is stale. A message that was not delivered is tried
+again at every check; a trouble that is over by then sends one message that says both. Without
+ALERT_WEBHOOK_URL nothing is asked of network or lake.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
@@ -22,6 +23,8 @@ INTERRUPTED = 130
 WATCHED = ("ingest", "transform", "export", "compact")
 # what every JSON line of the log has, null where it says nothing of it
 FIELDS = dict.fromkeys(("run_id", "source", "rows", "bytes", "seconds"))
+
+logger = logging.getLogger("bike-data-flow")
 
 
 class CommandError(RuntimeError):
@@ -125,21 +128,59 @@ def the_only_job(
     from ingestion import compaction  # slow to import
 
     holder = Holder(name, new_run_id())
+    trigger = trigger or find_trigger()
     lake = Lake.of(settings)
     try:
         with (
+            _followed_up(settings, Run(holder.run_id, name, trigger)) as followed,
             locked_file(settings.data_dir / "pipeline.lock", holder, waits=waits) as dead,
             held_lease(lake, holder, dead=dead, waits=waits) as lease,
-            pipeline_run(settings, name, holder.run_id, trigger, lease) as run,
+            pipeline_run(settings, name, holder.run_id, trigger, lease) as followed.run,
         ):
             compaction.recover(lake)
-            yield run
+            yield followed.run
     except LeaseHeldError as error:
-        holder = lease_holder(lake)
-        if holder is not None and holder.job == "watch" and find_trigger() == "schedule" and name in WATCHED:
+        left_to = lease_holder(lake)
+        if left_to is not None and left_to.job == "watch" and trigger == "schedule" and name in WATCHED:
             raise LeftToWatchError(
-                f"Nothing to do: {holder}, does the work of {name} on this lake."
+                f"Nothing to do: {left_to}, does the work of {name} on this lake."
             ) from None
         raise CommandError(
             f"Another job is at work: {error}. Wait until it has ended and run again."
         ) from None
+
+
+@dataclass
+class _Followed:
+    run: Run
+
+
+@contextlib.contextmanager
+def _followed_up(settings: Settings, run: Run) -> Iterator[_Followed]:
+    """Have alerts and metrics know how a run of a `with` block ended, also one that could not begin."""
+    followed = _Followed(run)
+    try:
+        yield followed
+    except LeaseHeldError:
+        raise  # no failure: another job is at work
+    except BaseException as failure:
+        followed.run.error = followed.run.error or f"{type(failure).__name__}: {failure}"
+        follow_up(settings, followed.run)
+        raise
+    follow_up(settings, followed.run)
+
+
+def follow_up(settings: Settings, run: Run) -> None:
+    """Tell alerts and metrics of a run that has ended and of how everything does; never raises. `watch`
+    tells more itself."""
+    if run.job == "watch" or not (settings.alert_webhook_url or settings.metrics_textfile):
+        return
+    from scripts.after_run import after_run
+    from scripts.health import measure_health
+
+    health = None
+    try:
+        health = measure_health(settings)
+    except Exception as error:  # the lake may be what is the matter
+        logger.warning("Health could not be measured: %s: %s.", type(error).__name__, error)
+    after_run(settings, run, health)

@@ -32,6 +32,7 @@ class Run:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     ended_at: datetime | None = None
     error: str | None = None
+    is_feeds_fault: bool = False  # the feed did not answer: once that lasts, it is stale
     is_interrupted: bool = False  # by Ctrl-C or SIGTERM
     is_discarded: bool = False
     steps: list[Step] = field(default_factory=list)
@@ -42,9 +43,10 @@ class Run:
         """succeeded, failed or interrupted."""
         return "interrupted" if self.is_interrupted else "failed" if self.error else "succeeded"
 
-    def fail(self, error: str) -> None:
+    def fail(self, error: str, *, is_feeds_fault: bool = False) -> None:
         """Note why the run failed although nothing was raised."""
         self.error = error
+        self.is_feeds_fault = is_feeds_fault
 
     def discard(self) -> None:
         """Leave the run unrecorded: it did nothing that anybody will ask about."""
@@ -54,11 +56,12 @@ class Run:
 current_run: contextvars.ContextVar[Run | None] = contextvars.ContextVar("current_run", default=None)
 
 
-def check_lease() -> None:
-    """Raise `LeaseLostError` where another job has taken the lake over from the current run."""
+def check_lease(needs_store: bool = True) -> None:
+    """Raise `LeaseLostError` where another job has taken the lake over from the current run; what comes next
+    may do without the lake's store."""
     run = current_run.get()
     if run is not None:
-        run.lease.check()
+        run.lease.check(needs_store)
 
 
 def new_run_id() -> str:
@@ -142,7 +145,7 @@ def _record(settings: Settings, run: Run) -> None:
 def _record_killed(settings: Settings, lease: Lease) -> None:
     """Put the run that died holding the lease on record, if one did: it could not do so itself."""
     holder = lease.left_by
-    if holder is None:
+    if holder is None or lease.is_death_recorded:
         return
     row = {
         "run_id": holder.run_id,
@@ -158,7 +161,7 @@ def _record_killed(settings: Settings, lease: Lease) -> None:
         # it may have been killed after its record
         if not run_history.is_recorded(settings, holder.run_id, row["started_at"]):
             run_history.record(settings, row, [])
-        lease.left_by = None  # of this lease's runs, one is enough to tell
+        lease.is_death_recorded = True  # of this lease's runs, one is enough to tell
 
 
 @contextlib.contextmanager

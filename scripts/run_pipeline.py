@@ -61,7 +61,7 @@ def take_snapshot(settings: Settings) -> LiveOutcome:
     """Poll the live feed once. The attempt is in the lake whatever comes of it."""
     from ingestion import wrm
 
-    check_lease()
+    check_lease(needs_store=False)
     started = time.monotonic()
     outcome = wrm.take_snapshot(settings)
     what = "unchanged" if outcome.is_unchanged else "taken" if outcome.is_taken else "failed"
@@ -316,8 +316,10 @@ def main() -> None:
         if given.job == "backfill" and not given.archive and not has_days:
             return show_gaps(settings)
         with the_only_job(settings, given.job) as run:
-            run.error = jobs_by_name[given.job](settings)
-            return run.error
+            error = jobs_by_name[given.job](settings)
+            if error:
+                run.fail(error, is_feeds_fault=given.job in ("run", "ingest"))
+            return error
 
     run_command(job)
 

@@ -25,14 +25,15 @@ import psycopg2
 from ingestion.archive import ArchiveError
 from ingestion.lake import Lake
 from ingestion.settings import Settings
-from ingestion.wrm import ImportOutcome, SeenArchive
+from ingestion.wrm import SOURCE, ImportOutcome, SeenArchive
 from scripts.alerts import Alerts, Finding
 from scripts.command import explain, run_command, the_only_job
 from scripts.compact_bronze import compact
 from scripts.foreground import wait_until_stopped
 from scripts.health import measure_health
 from scripts.lease import Holder, LeaseLostError
-from scripts.pipeline_run import check_lease, new_run_id, pipeline_run
+from scripts.metrics import Metrics
+from scripts.pipeline_run import Run, new_run_id, pipeline_run
 from scripts.run_pipeline import (
     export_marts,
     export_readings,
@@ -82,7 +83,6 @@ class Sensor:
         started = time.monotonic()
         self.error = None
         try:
-            check_lease()
             self.work()
         except LeaseLostError:
             raise
@@ -118,6 +118,7 @@ class Watch:
 
     def __post_init__(self) -> None:
         self.alerts = Alerts(self.settings)
+        self.metrics = Metrics(self.settings)
         poll, export = self.settings.watch_poll_seconds, self.settings.watch_export_seconds
         self.raw = Sensor("poll", poll, self.poll)
         self.export = Sensor("export", export, self.bring_to_postgres)
@@ -171,13 +172,17 @@ class Watch:
 
     def poll(self) -> None:
         """The feed, then the archive. A feed that does not answer is recorded, and asked again as ever."""
+        started = time.monotonic()
+        what = "failed"
         try:
             outcome = take_snapshot(self.settings)
+            what = "failed" if outcome.error else "taken" if outcome.is_taken else "unchanged"
             if outcome.is_taken:
                 self._wake_for({_today()})
             if outcome.error:
                 logger.warning("%s.", outcome.error)
         finally:  # every attempt is a row, and a load that failed may be finished by the next
+            self.metrics.poll_ended(SOURCE, what, time.monotonic() - started)
             self.unbuilt.add(_today())
             self.unexported.add(_today())
         if self.settings.watch_archive:
@@ -249,8 +254,10 @@ class Watch:
             self.is_idle = False
 
     def report_health(self) -> None:
-        """Bring alerts up to date with how sources and PostgreSQL do."""
-        self.alerts.check(measure_health(self.settings))
+        """Bring metrics and alerts up to date with how sources and PostgreSQL do."""
+        health = measure_health(self.settings)
+        self.metrics.note_health(health)
+        self.alerts.check(health)
 
     @contextlib.contextmanager
     def _listing(self, part: str, days: set[date]) -> Iterator[None]:
@@ -274,14 +281,35 @@ def watch(settings: Settings, stopped: threading.Event) -> None:
     ):
         state = Watch(settings)
         troubles = Troubles(state, process.lease.left_by)
-        logger.info("Watching: %s every %.0f s.", settings.wrm_feed_url, settings.watch_poll_seconds)
-        while not stopped.is_set():
-            state.check_everything()
-            with pipeline_run(settings, "watch round", new_run_id(), "watch", process.lease) as run:
-                state.run_round(stopped)
-                run.error = "\n".join(f"{each.name}: {each.error}" for each in state.failing()) or None
-            troubles.tell()
-            stopped.wait(state.seconds_until_due())
+        with state.metrics.served() as url:
+            logger.info("Watching %s every %.0f s; metrics: %s", SOURCE, settings.watch_poll_seconds, url)
+            while not stopped.is_set():
+                state.check_everything()
+                with pipeline_run(settings, "watch round", new_run_id(), "watch", process.lease) as run:
+                    state.run_round(stopped)
+                    note_round(state, run)
+                count_round(state.metrics, run)
+                troubles.tell()
+                stopped.wait(state.seconds_until_due())
+
+
+def note_round(state: Watch, run: Run) -> None:
+    """How a round ended; one in which nothing was due, or nothing new was found, is not kept."""
+    errors = [f"{sensor.name}: {sensor.error}" for sensor in state.failing()]
+    if errors:
+        run.fail("\n".join(errors))
+    elif state.is_idle:
+        run.discard()
+
+
+def count_round(metrics: Metrics, run: Run) -> None:
+    """Count a round that has ended, and the rows that it brought to PostgreSQL."""
+    if run.is_discarded:
+        return
+    metrics.run_ended(run)
+    for step in run.steps:
+        if step.kind == "dbt_node" and step.project == "exports" and step.rows_count:
+            metrics.rows_exported(step.name, step.rows_count)
 
 
 @dataclass

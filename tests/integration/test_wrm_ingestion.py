@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from conftest import bronze_rows, moment, raw_name, small_snapshot
+from dlt.pipeline.exceptions import PipelineStepFailed
+from outages import running_proxy
 
 from ingestion import wrm
 from ingestion.settings import PROJECT_ROOT
@@ -118,6 +121,29 @@ def test_dlt_state_comes_back_where_the_working_directory_was_lost(live_workplac
 def import_archive(workplace, folder):
     outcome = wrm.import_archive(workplace.settings, str(folder))
     return outcome.taken, outcome.known, len(outcome.refused)
+
+
+def test_snapshots_taken_while_the_lake_is_away_land_when_it_is_back(live_workplace, s3_server, feed):
+    with running_proxy(("127.0.0.1", int(s3_server.endpoint_url.rpartition(":")[2]))) as s3:
+        live_workplace.configure(
+            **s3_server.environment
+            | {
+                "LAKE_URL": f"s3://bike-data-flow/away-{time.time_ns()}",
+                "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3.port}",
+            }
+        )
+        texts = []
+        for is_away in (False, True, True, False):
+            (s3.cut if is_away else s3.join)() if texts else None
+            with pytest.raises(PipelineStepFailed) if is_away else nullcontext():
+                wrm.take_snapshot(live_workplace.settings)
+            texts.append(feed.last_text)
+        objects = "getvariable('lake') || '/bronze/wrm/station_snapshots/*/*'"
+        held = live_workplace.lake_rows(
+            f"select decode(payload) from read_parquet({objects}) order by observed_at"
+        )
+    assert len(set(texts)) == 4
+    assert [text for (text,) in held] == texts
 
 
 def test_archive_lands_under_the_day_observed_and_once(workplace, archive):

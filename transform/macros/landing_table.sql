@@ -79,6 +79,15 @@
 {% endmacro %}
 
 
+{# Run last: dbt asks every attached database what it holds, so that with PostgreSQL away even a build of the lake
+   alone would fail. #}
+{% macro detach_warehouse() %}
+  {%- if execute -%}
+    {%- do run_query('detach database if exists warehouse') -%}
+  {%- endif -%}
+{% endmacro %}
+
+
 {# In one transaction; the lock is for processes that make the same schema at the same moment. #}
 {% macro landing_ddl(schema) %}
 select pg_advisory_xact_lock(hashtext('{{ schema }}'));
