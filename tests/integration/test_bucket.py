@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 from conftest import FEW_BIKES, FEW_STATIONS, bronze_rows, moment, raw_name, small_snapshot
 
 from ingestion.lake import Lake
+from ingestion.schemas import BRONZE
 from ingestion.settings import load_settings
 from scripts.command import the_only_job
 from scripts.provision_bucket import Outcome, ProvisionError, policies, provision
@@ -19,7 +20,7 @@ from scripts.start_s3 import running_s3
 BUCKET = "guarded"
 LAKE_URL = f"s3://{BUCKET}/city/lake"
 IDENTITIES = ("collector", "builder", "reader")
-TABLES = ("wrm/station_snapshots", "wrm/fetch_attempts", "wrm/failures")
+TABLES = [f"{source}/{table}" for source, tables in BRONZE.items() for table in tables]
 NOT_IMPLEMENTED = "NotImplemented: A header you provided implies functionality that is not implemented."
 FOREIGN_RULE = {
     "ID": "theirs",
