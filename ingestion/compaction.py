@@ -110,20 +110,26 @@ class _Journal:
 def find_parts(lake: Lake, now: datetime, days: Collection[date] | None = None) -> list[Part]:
     """What there is to fold, by table and day: closed UTC days of more than one object, and of the current
     day what was loaded in hours that have ended. With `days` only these are listed."""
-    parts = []
-    for source, tables in BRONZE.items():
-        for table in tables:
-            folder = f"bronze/{source}/{table}"
-            folders = [folder] if days is None else [f"{folder}/dt={day.isoformat()}" for day in sorted(days)]
-            by_day: dict[date, dict[str, int]] = {}
-            for listed in folders:
-                for name, size in _listed(lake, listed).items():
-                    if match := _DAY_OBJECT.search(name):
-                        day = date.fromisoformat(match[1])
-                        if day < now.date() or _was_loaded_before(match[2], _hour(now)):
-                            by_day.setdefault(day, {})[name] = size
-            parts += [Part(source, table, day, by_day[day]) for day in sorted(by_day) if len(by_day[day]) > 1]
-    return parts
+    return [
+        Part(source, table, day, objects)
+        for source, tables in BRONZE.items()
+        for table in tables
+        for day, objects in sorted(_foldable(lake, f"bronze/{source}/{table}", now, days).items())
+        if len(objects) > 1
+    ]
+
+
+def _foldable(
+    lake: Lake, folder: str, now: datetime, days: Collection[date] | None
+) -> dict[date, dict[str, int]]:
+    folders = [folder] if days is None else [f"{folder}/dt={day.isoformat()}" for day in days]
+    found: dict[date, dict[str, int]] = {}
+    for name, size in (item for each in folders for item in _listed(lake, each).items()):
+        if match := _DAY_OBJECT.search(name):
+            day = date.fromisoformat(match[1])
+            if day < now.date() or _was_loaded_before(match[2], _hour(now)):
+                found.setdefault(day, {})[name] = size
+    return found
 
 
 def _hour(moment: datetime) -> datetime:
@@ -141,7 +147,6 @@ def fold(lake: Lake, part: Part, scratch: Path, check: Callable[[], None] = lamb
 
     Raises `CompactionError`; the old objects stand then.
     """
-    filesystem = lake.filesystem()
     rows, ordered, content, replaced = _stage(lake, part, scratch / "rows.arrow")
     written = scratch / part.compacted_name
     _write(written, rows, ordered, {part.compacted_name: part.names} | replaced)
@@ -152,13 +157,12 @@ def fold(lake: Lake, part: Part, scratch: Path, check: Callable[[], None] = lamb
     _publish(lake, scratch / JOURNAL, JOURNAL)
     check()
     _publish(lake, written, new)
-    found = _content(filesystem.cat_file(f"{lake.root}/{new}"))
-    if found != content:
+    if not _is_whole(lake, journal):
         _remove(lake, [new])
         _remove(lake, [JOURNAL])
         raise CompactionError(
-            f"Folding lost or changed rows: {part.source}.{part.table} of {part.day}, {found} instead of "
-            f"{content}. The old objects stand and the new one is removed; check the disk or the store."
+            f"Folding lost or changed rows: {part.source}.{part.table} of {part.day}. "
+            "The old objects stand and the new one is removed; check the disk or the store, and run again."
         )
     check()
     _remove(lake, list(part.objects))
@@ -274,6 +278,7 @@ def recover(lake: Lake) -> None:
 
 
 def _is_whole(lake: Lake, journal: _Journal) -> bool:
+    """Whether the new object, read back, holds what the old ones held."""
     data = lake.filesystem().cat_file(f"{lake.root}/{journal.folder}/{journal.new}")
     try:
         return _content(data) == Content(journal.rows, journal.digest)

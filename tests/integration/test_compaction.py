@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 
@@ -46,16 +47,18 @@ def import_snapshots(place, archive, *moments):
 
 def write_objects(place, *moments, table="station_snapshots"):
     """Objects of one row each, named as dlt does that loads at the same moment."""
+    lake = Lake.of(place.settings)
     for each in moments:
         at = moment(each)
         if table == "station_snapshots":
             row = wrm.payload_row(small_snapshot(at).encode(), "http://feed", None, at, at)
         else:
             row = {"resource": "station_snapshots", "attempted_at": at, "attempt_number": 1, "status": 200}
-        folder = place.lake_folder / f"bronze/wrm/{table}/dt={at:%Y-%m-%d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{at.timestamp():.4f}.0123456789.parquet"
-        pq.write_table(pa.Table.from_pylist([row], schema=BRONZE["wrm"][table]), path, compression="zstd")
+        written = place.settings.data_dir / "written.parquet"
+        written.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row], schema=BRONZE["wrm"][table]), written, compression="zstd")
+        name = f"bronze/wrm/{table}/dt={at:%Y-%m-%d}/{at.timestamp():.4f}.0123456789.parquet"
+        lake.filesystem().put_file(str(written), f"{lake.root}/{name}")
 
 
 def objects(place):
@@ -81,9 +84,12 @@ def is_compacted(name):
 def any_place(request, workplace):
     """A workplace whose lake is on a disk, and one on S3."""
     if request.param == "s3":
-        server = request.getfixturevalue("s3_server")
-        workplace.configure(**server.environment | {"LAKE_URL": "s3://bike-data-flow/compaction"})
+        move_to_s3(workplace, request.getfixturevalue("s3_server"))
     return workplace
+
+
+def move_to_s3(place, server):
+    place.configure(**server.environment | {"LAKE_URL": f"s3://bike-data-flow/{uuid.uuid4().hex}"})
 
 
 def test_a_closed_day_becomes_one_object_of_the_same_rows(any_place, archive):
@@ -176,7 +182,7 @@ def test_rows_that_came_out_otherwise_are_refused(workplace, monkeypatch):
     with pytest.raises(CompactionError, match=r"lost or changed rows: wrm.station_snapshots of 2025-05-12"):
         compact(workplace.settings)
     assert (rows(workplace), objects(workplace)) == (before, found)
-    assert not (workplace.lake_folder / compaction.JOURNAL).exists()
+    assert not journal_exists(workplace)
 
 
 def test_an_object_that_is_no_bronze_is_named(workplace):
@@ -225,8 +231,13 @@ def killed_compaction(place, monkeypatch, phase):
     with monkeypatch.context() as patched, pytest.raises(Killed):
         kill_before(patched, *PHASES[phase])
         compact(place.settings)
-    assert (place.lake_folder / compaction.JOURNAL).exists()
+    assert journal_exists(place)
     return before
+
+
+def journal_exists(place):
+    lake = Lake.of(place.settings)
+    return lake.filesystem().exists(f"{lake.root}/{compaction.JOURNAL}")
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -236,10 +247,18 @@ def test_a_killed_compaction_is_finished_or_taken_back_by_the_next_job(workplace
         assert rows(workplace) == before
         taken_back = phase == "before the new object"
         assert len(objects(workplace)["station_snapshots", "dt=2025-05-12"]) == (4 if taken_back else 1)
-    assert not (workplace.lake_folder / compaction.JOURNAL).exists()
+    assert not journal_exists(workplace)
     compact(workplace.settings)
     assert rows(workplace) == before
     assert {len(names) for names in objects(workplace).values()} == {1}
+
+
+def test_a_killed_compaction_on_s3_is_finished_by_the_next_job(workplace, s3_server, monkeypatch):
+    move_to_s3(workplace, s3_server)
+    before = killed_compaction(workplace, monkeypatch, "half of the old objects removed")
+    with the_only_job(workplace.settings, "any"):
+        assert rows(workplace) == before
+    assert not journal_exists(workplace)
 
 
 def test_a_compacted_object_that_is_not_whole_is_taken_back(workplace, monkeypatch):
@@ -261,21 +280,22 @@ def test_a_compaction_that_cannot_be_finished_is_told_and_nothing_is_removed(wor
     with pytest.raises(CompactionError, match=r"cannot be finished: .* is not whole"):
         compaction.recover(Lake.of(workplace.settings))
     assert objects(workplace) == found
-    assert (workplace.lake_folder / compaction.JOURNAL).exists()
+    assert journal_exists(workplace)
 
 
-def kill_compaction(place, seconds):
-    """Start a compaction in a process of its own and kill it `seconds` after its work has begun."""
-    scratch = place.settings.data_dir / "compaction"
-    shutil.rmtree(scratch, ignore_errors=True)
+def kill_compaction(place, folds, seconds):
+    """Start a compaction in a process of its own and kill it in one of its folds, `seconds` after the journal
+    of that one was written."""
+    journal = place.lake_folder / compaction.JOURNAL
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.compact_bronze"],
         env=place.command_environment(),
         cwd=PROJECT_ROOT,
         stderr=subprocess.DEVNULL,
     )
-    while not scratch.exists() and process.poll() is None:
-        time.sleep(0.001)
+    for is_written in [True, False] * folds + [True]:
+        while journal.exists() != is_written and process.poll() is None:
+            time.sleep(0.0005)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     return process.wait() == -signal.SIGKILL
@@ -290,18 +310,16 @@ def test_a_compaction_killed_at_any_moment_loses_and_doubles_nothing(workplace):
     original = workplace.settings.data_dir / "original"
     shutil.copytree(bronze_folder, original)
     before = rows(workplace)
-    started = time.monotonic()
-    compact(workplace.settings)
-    length = time.monotonic() - started
     draw, kills = random.Random(4), 0
-    for _ in range(KILL_POINTS):
+    for point in range(KILL_POINTS):
         shutil.rmtree(bronze_folder)
         shutil.copytree(original, bronze_folder)
-        kills += kill_compaction(workplace, seconds := draw.uniform(0, length))
+        folds, seconds = point % 4, draw.uniform(0, 0.04)
+        kills += kill_compaction(workplace, folds, seconds)
         with the_only_job(workplace.settings, "any"):
-            assert rows(workplace) == before, f"killed after {seconds:.3f} s of {length:.3f}"
+            assert rows(workplace) == before, f"killed after {folds} folds and {seconds:.4f} s"
         compact(workplace.settings)
-        assert rows(workplace) == before, f"killed after {seconds:.3f} s of {length:.3f}"
+        assert rows(workplace) == before, f"killed after {folds} folds and {seconds:.4f} s"
         assert {len(names) for names in objects(workplace).values()} == {1}
     assert kills > 0
 

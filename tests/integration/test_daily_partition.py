@@ -2,14 +2,17 @@
 
 import shutil
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 from conftest import moment, raw_name, small_snapshot
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
-from ingestion import wrm
+from ingestion import bronze, wrm
+from ingestion.schemas import FETCH_ATTEMPTS
 from scripts.run_dbt import DbtError, run_dbt
 from transform.plugins import lake as lake_plugin
 
@@ -129,6 +132,67 @@ def test_a_folder_of_bronze_that_is_no_day_is_passed_over(three_days):
     day = three_days.lake_folder / "bronze/wrm/station_snapshots/dt=2025-05-11"
     shutil.copytree(day, day.with_name("dt=2025-05-11.bak"))
     assert build(three_days) == NOTHING
+
+
+def add_snapshots(place, archive, *moments):
+    archive(**{raw_name(each): small_snapshot(moment(each)) for each in moments})
+    wrm.import_archive(place.settings, str(place.archive))
+
+
+def test_days_of_bronze_that_are_not_listed_stay_as_they_are(three_days, archive):
+    add_snapshots(three_days, archive, "2025-05-12 13:00:00", "2025-05-14 12:00:00")
+    shutil.rmtree(three_days.lake_folder / "bronze/wrm/station_snapshots/dt=2025-05-11")
+    before = partitions(three_days)
+    with lake_plugin.listing_only([date(2025, 5, 14)]):
+        # two local days, as ever; the day before is not closed
+        assert build(three_days) == days_built(1, 2, 1, 1, 1)
+        after = partitions(three_days)
+        assert build(three_days) == NOTHING
+    assert {path.split("/")[2] for path, when in after.items() if before.get(path) != when} == {
+        "dt=2025-05-14",
+        "dt=2025-05-15",
+    }
+    assert set(before) - set(after) == {f"gold/{NEWEST}/dt=2025-05-13/data.parquet"}
+    assert build(three_days) == days_built(1, 2, 3, 1, 2)
+    assert "dt=2025-05-11" not in {path.split("/")[2] for path in partitions(three_days)}
+
+
+def test_a_listed_day_gets_the_fingerprint_that_it_has_among_all(three_days, archive):
+    """Also where the newest day is another, known by its failed attempts alone."""
+    failed = {
+        "resource": "station_snapshots",
+        "attempted_at": moment("2025-05-14 12:00:00"),
+        "error": "refused",
+    }
+    pipeline = bronze.open_pipeline("wrm", three_days.settings)
+    table = pa.Table.from_pylist([failed], schema=FETCH_ATTEMPTS)
+    bronze.load_day(pipeline, date(2025, 5, 14), {"fetch_attempts": [table]})
+    build(three_days)
+    add_snapshots(three_days, archive, "2025-05-12 13:00:00", "2025-05-13 13:00:00")
+    with lake_plugin.listing_only([date(2025, 5, 13), date(2025, 5, 12)]):
+        assert build(three_days)[CLOSING] == 2
+    assert build(three_days) == NOTHING | {CLOSING: 1}  # of the day after, which reads the one before
+
+
+def test_a_listed_day_that_vanished_loses_its_partitions_unless_all_is_gone(three_days):
+    days = [date(2025, 5, 11)]
+    shutil.rmtree(three_days.lake_folder / "bronze/wrm/station_snapshots/dt=2025-05-11")
+    with lake_plugin.listing_only(days):
+        build(three_days)
+    left = partitions(three_days)
+    assert {path.split("/")[2] for path in left} == {"dt=2025-05-12", "dt=2025-05-13", "dt=2025-05-14"}
+    shutil.rmtree(three_days.lake_folder / "bronze")
+    with (
+        lake_plugin.listing_only([date(2025, 5, 12)]),
+        pytest.raises(DbtError, match=r"shows no input at all for int_wrm__lines_parsed"),
+    ):
+        build(three_days)
+    assert partitions(three_days) == left
+
+
+def test_a_list_without_days_is_refused():
+    with pytest.raises(ValueError, match="No day to list"), lake_plugin.listing_only([]):
+        pass
 
 
 def test_full_refresh_rebuilds_every_day_to_the_same_rows(three_days):

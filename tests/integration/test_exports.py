@@ -3,6 +3,7 @@
 import shutil
 import uuid
 from contextlib import closing
+from datetime import date
 
 import duckdb
 import psycopg2
@@ -13,6 +14,7 @@ from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 from ingestion import wrm
 from scripts.run_dbt import DbtError, run_dbt
 from scripts.run_pipeline import export_marts, export_readings, reconcile, transform
+from transform.plugins.lake import listing_only
 
 CONTRACT = [
     ("id", "uuid"),
@@ -156,6 +158,35 @@ def test_a_lake_that_shows_nothing_is_an_error_and_postgres_keeps_its_rows(workp
     with pytest.raises(DbtError, match="Check LAKE_URL"):
         export_readings(workplace.settings)
     assert workplace.warehouse_rows("select count(*) from bike_stations") == [(FEW_STATIONS,)]
+
+
+def test_days_of_bronze_that_are_not_listed_do_not_land(workplace, archive):
+    def snapshots(*moments):
+        folder = archive(**{raw_name(each): small_snapshot(moment(each)) for each in moments})
+        wrm.import_archive(workplace.settings, str(folder))
+
+    def readings():
+        return workplace.warehouse_rows(
+            "select date::text, count(*) from bike_stations group by 1 order by 1"
+        )
+
+    snapshots("2025-05-11 12:00:00", "2025-05-12 12:00:00")
+    export_readings(workplace.settings)
+    bronze_folder = workplace.lake_folder / "bronze/wrm/station_snapshots"
+    snapshots("2025-05-12 13:00:00", "2025-05-13 12:00:00")
+    shutil.rmtree(bronze_folder / "dt=2025-05-11")
+    with listing_only([date(2025, 5, 13)]):
+        export_readings(workplace.settings)
+        assert readings() == [(f"2025-05-{day}", FEW_STATIONS) for day in (11, 12, 13)]
+    export_readings(workplace.settings)
+    held = [("2025-05-12", 2 * FEW_STATIONS), ("2025-05-13", FEW_STATIONS)]
+    assert readings() == held
+
+    (hidden := workplace.lake_folder / "hidden").mkdir()
+    bronze_folder.rename(hidden / "station_snapshots")
+    with listing_only([date(2025, 5, 13)]), pytest.raises(DbtError, match="The lake shows nothing"):
+        export_readings(workplace.settings)
+    assert readings() == held
 
 
 def test_summaries_say_what_the_lake_says(workplace, archive):
