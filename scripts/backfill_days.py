@@ -304,9 +304,8 @@ def _progress(lake: Lake, journal: Journal) -> Iterator[None]:
 
         def follow() -> None:
             while not ended.wait(PROGRESS_SECONDS):
-                with contextlib.suppress(
-                    Exception
-                ):  # the bar stands still; the job itself tells its troubles
+                # without the lake the bar stands still; the job itself tells its troubles
+                with contextlib.suppress(Exception):
                     bar.update(total - _count(journal.left(lake)) - bar.n)
 
         follower = threading.Thread(target=follow, daemon=True)

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.console import Console
@@ -303,7 +303,7 @@ def _cell(text: str) -> str:
 
 def to_json(health: Health) -> str:
     """The figures for machines; times are ISO 8601."""
-    return json.dumps(asdict(health), default=date.isoformat, indent=2, ensure_ascii=False)
+    return json.dumps(asdict(health), default=lambda moment: moment.isoformat(), indent=2, ensure_ascii=False)
 
 
 @contextlib.contextmanager
