@@ -17,7 +17,11 @@ import pendulum
 import pyarrow as pa
 import pyarrow.parquet as pq
 from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
-from dlt.common.storages.load_package import commit_load_package_state, load_package_state
+from dlt.common.storages.load_package import (
+    LoadPackageInfo,
+    commit_load_package_state,
+    load_package_state,
+)
 from dlt.extract import DltResource, DltSource
 from dlt.pipeline.exceptions import PipelineStepFailed
 
@@ -144,20 +148,33 @@ def _noted(pipeline: dlt.Pipeline) -> Iterator[None]:
 
 
 def _note_load(pipeline: dlt.Pipeline, started_at: datetime) -> None:
-    """One step per table of each package that was just loaded."""
+    """One step per table of each package that was just loaded; rows are not known of what an earlier process
+    normalized."""
     trace = pipeline.last_trace
+    if not (trace and trace.last_load_info):  # nothing was pending after all
+        return
+    metrics = trace.last_normalize_info.metrics if trace.last_normalize_info else {}
     for package in trace.last_load_info.load_packages:
-        [normalized] = trace.last_normalize_info.metrics.get(package.load_id, [{"table_metrics": {}}])
-        sizes: dict[str, int] = {}
-        for job in package.jobs["completed_jobs"]:
-            table = job.job_file_info.table_name
-            sizes[table] = sizes.get(table, 0) + job.file_size
-        for table in sorted(name for name in sizes if not name.startswith("_dlt_")):
-            rows = normalized["table_metrics"].get(table)
-            step = Step("dlt_load", pipeline.pipeline_name, table, "table", package.state, started_at,
-                        package.completed_at, size_bytes=sizes[table], load_id=package.load_id)  # fmt: skip
-            step.rows_count = rows.items_count if rows else None  # None: an earlier process normalized it
+        rows = {
+            table: written.items_count
+            for part in metrics.get(package.load_id, [])
+            for table, written in part["table_metrics"].items()
+        }
+        for table, size in sorted(_loaded_bytes(package).items()):
+            times = (started_at, package.completed_at)
+            step = Step("dlt_load", pipeline.pipeline_name, table, "table", package.state, *times)
+            step.rows_count, step.size_bytes, step.load_id = rows.get(table), size, package.load_id
             note(step)
+
+
+def _loaded_bytes(package: LoadPackageInfo) -> dict[str, int]:
+    """Size of a package's objects by table, dlt's own tables left out."""
+    sizes: dict[str, int] = {}
+    for job in package.jobs["completed_jobs"]:
+        table = job.job_file_info.table_name
+        if not table.startswith("_dlt_"):
+            sizes[table] = sizes.get(table, 0) + job.file_size
+    return sizes
 
 
 def source_state(pipeline: dlt.Pipeline) -> dict[str, Any]:

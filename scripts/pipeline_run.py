@@ -49,7 +49,7 @@ class Run:
         self.is_feeds_fault = is_feeds_fault
 
     def discard(self) -> None:
-        """Leave the run unrecorded: it did nothing that anybody will ask about."""
+        """Leave the run unrecorded, unless it fails yet: it did nothing that anybody will ask about."""
         self.is_discarded = True
 
 
@@ -93,7 +93,7 @@ def pipeline_run(
             raise
         finally:
             run.ended_at = datetime.now(UTC)
-            if not run.is_discarded:
+            if not run.is_discarded or run.outcome != "succeeded":
                 _record(settings, run)
 
 
