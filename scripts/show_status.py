@@ -238,16 +238,17 @@ def show_screen(settings: Settings, health: Health, troubles: list[Trouble], con
     for trouble in troubles:
         console.print(f"[red]{escape(trouble.what)}.[/] {escape(trouble.next_step)}")
     for section in list_sections(settings, health):
-        console.print(_render(section))
+        note = Text(section.note or "", _style(section.note or ""))
+        if not section.rows:
+            console.print(Text.assemble((f"{section.title}: ", "bold"), note))
+            continue
+        console.print(_tabulate(section))
+        if section.note:
+            console.print(note)
 
 
-def _render(section: Section) -> Table | Text:
-    note = section.note or ""
-    if not section.rows:
-        is_bad = any(word in note for word in BAD_WORDS)
-        return Text.assemble((f"{section.title}: ", "bold"), (note, "red" if is_bad else ""))
+def _tabulate(section: Section) -> Table:
     table = Table(title=section.title, title_justify="left", title_style="bold", box=None)
-    table.caption, table.caption_justify, table.caption_style = note or None, "left", ""
     for heading in section.headings:
         table.add_column(heading, no_wrap=heading != "error", header_style="dim")
     for row in section.rows:
@@ -256,8 +257,11 @@ def _render(section: Section) -> Table | Text:
 
 
 def _coloured(text: str) -> Text:
-    is_bad = any(word in text for word in BAD_WORDS)
-    return Text(text, style="red" if is_bad else "", no_wrap=True, overflow="ellipsis")
+    return Text(text, _style(text), no_wrap=True, overflow="ellipsis")
+
+
+def _style(text: str) -> str:
+    return "red" if any(word in text for word in BAD_WORDS) else ""
 
 
 def to_markdown(
