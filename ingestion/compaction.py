@@ -256,10 +256,8 @@ def recover(lake: Lake) -> None:
 
     Raises `CompactionError` where rows may be missing, and changes nothing then.
     """
-    filesystem = lake.filesystem()
-    try:
-        journal = _Journal(**json.loads(filesystem.cat_file(f"{lake.root}/{JOURNAL}")))
-    except FileNotFoundError:
+    journal = _read_journal(lake)
+    if journal is None:
         return
     logger.warning("Finishing the compaction that an earlier job left: %s.", journal.folder)
     present = {os.path.basename(name) for name in _listed(lake, journal.folder)}
@@ -275,6 +273,19 @@ def recover(lake: Lake) -> None:
     outdated |= present & {f"_{journal.new}.unfinished"}
     _remove(lake, [f"{journal.folder}/{name}" for name in sorted(outdated)])
     _remove(lake, [JOURNAL])
+
+
+def _read_journal(lake: Lake) -> _Journal | None:
+    if lake.is_local:
+        path = Path(lake.root, JOURNAL)
+        return _Journal(**json.loads(path.read_bytes())) if path.exists() else None
+    client = lake.s3_client()  # fsspec would ask twice, and every job asks
+    bucket, key = lake.bucket_and_key(JOURNAL)
+    try:
+        answer = client.get_object(Bucket=bucket, Key=key)
+    except client.exceptions.NoSuchKey:
+        return None
+    return _Journal(**json.loads(answer["Body"].read()))
 
 
 def _is_whole(lake: Lake, journal: _Journal) -> bool:
