@@ -78,6 +78,12 @@ transform: _environment
 rebuild +days: _environment
     @python -m scripts.rebuild_days "$@"
 
+# Fold bronze's many small objects into one per table and day, and remove dlt's old records of loads
+[group('stages')]
+[no-exit-message]
+compact: _environment
+    @python -m scripts.compact_bronze
+
 # Bring what is new to PostgreSQL
 [group('stages')]
 [no-exit-message]

@@ -220,7 +220,7 @@ class _ObjectLease(Lease):
             return None
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         age = (now - answer["LastModified"]).total_seconds()
-        return json.loads(answer["Body"].read()), answer["ETag"], age
+        return _record(answer["Body"].read()), answer["ETag"], age
 
     def _put(self, record: dict[str, Any], condition: dict[str, str]) -> bool:
         """Write the object if the condition holds; tells whether it did."""
@@ -240,10 +240,15 @@ class _ObjectLease(Lease):
 
 
 def _parse(text: str) -> Holder | None:
+    return _holder(_record(text))
+
+
+def _record(text: str | bytes) -> dict[str, Any]:
+    """What a lease's file or object says; one that is empty or torn says nothing."""
     try:
-        return _holder(json.loads(text or "{}"))
-    except json.JSONDecodeError:
-        return None
+        return dict(json.loads(text))
+    except ValueError:
+        return {}
 
 
 def _holder(record: dict[str, Any]) -> Holder | None:

@@ -108,6 +108,7 @@ class Watch:
     seen: SeenArchive = field(default_factory=SeenArchive)
     unbuilt: set[date] = field(default_factory=set)  # UTC days that have something new in bronze
     unexported: set[date] = field(default_factory=set)
+    is_built: bool = False  # every mart is there
     has_marts_to_export: bool = False
     is_reconciled: bool = True
     # what has to look at the whole lake, or archive, instead of its recent days
@@ -238,8 +239,9 @@ class Watch:
             self.unbuilt.clear()
             if has_history:
                 self.history_due_at = time.monotonic() + HISTORY_SECONDS
+            self.is_built = True
         finally:  # one day or model that fails does not keep the others back
-            self.has_marts_to_export = True
+            self.has_marts_to_export = self.is_built
             self.export.wake()
 
     def compact(self) -> None:

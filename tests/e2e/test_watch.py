@@ -32,8 +32,8 @@ OVER = ": over"  # in each message of a recovery
 class Watcher:
     """`just watch`, in a process group of its own, killed and started at will."""
 
-    def __init__(self, place, log):
-        self.place, self.log, self.process = place, log, None
+    def __init__(self, place, log, texts):
+        self.place, self.log, self.texts, self.process = place, log, texts, None
 
     def start(self):
         with open(self.log, "a") as log:
@@ -59,7 +59,7 @@ class Watcher:
         """Wait for something to become true."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
-            told = f"waited in vain for {what}:\n{self.log.read_text()[-6000:]}"
+            told = f"waited in vain for {what}: {self.texts}\n{self.log.read_text()[-6000:]}"
             assert self.process.poll() is None and time.monotonic() < deadline, told
             time.sleep(0.1)
 
@@ -101,7 +101,7 @@ def test_watch_survives_outages_and_kills_and_tells_of_each_incident_once(stage,
     place, feed, s3, hook, server, warehouse = stage
     served = remember_answers(feed)
     chance = random.Random(7)
-    watcher = Watcher(place, tmp_path / "watch.log")
+    watcher = Watcher(place, tmp_path / "watch.log", hook.texts)
     request.addfinalizer(lambda: watcher.process.poll() is None and watcher.kill())
     incidents = 0
 
