@@ -150,9 +150,9 @@ def _export(settings: Settings, tables: list[str], *options: str) -> None:
     """Those of the public tables for which something has landed, or which are not there yet and could be."""
     schema = settings.landing_schema
     waiting = (
-        f"select distinct split_part(model, '__', 2) from {schema}.pending_objects union "
-        "select name from pg_tables, split_part(tablename, '__', 2) as name "
-        "where schemaname = %s and to_regclass(%s || '.' || name) is null"
+        f"select split_part(model, '__', 2) from {schema}.pending_objects union "
+        "(select split_part(tablename, '__', 2) from pg_tables where schemaname = %s "
+        "except select tablename::text from pg_tables where schemaname = %s)"
     )
     with (
         closing(psycopg2.connect(**settings.postgres_parameters())) as connection,
