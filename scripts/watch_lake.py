@@ -330,21 +330,24 @@ class Troubles:
         if self.told == set(failing) and self.left_by is None:
             return
         self.left_by = None
-        names = {"died", *MATTERS, *(sensor.name for sensor in self.state.sensors)}
+        names = {*MATTERS, *(sensor.name for sensor in self.state.sensors)} - set(failing)
         bad = [self._failure(trouble, sensor) for trouble, sensor in failing.items()]
-        good = [
-            Finding(f"watch/{name}", False, f"{MATTERS.get(name, name)} works again", datetime.now(UTC))
-            for name in sorted(names - set(failing))
-        ]
+        good = [self._end(name, f"{self._matter(name)} works again") for name in sorted(names)]
+        good.append(self._end("died", "watch is at work"))
         self.state.alerts.tell([*bad, *good])
         self.told = set(failing)
 
+    def _matter(self, trouble: str) -> str:
+        return MATTERS.get(trouble, f"the part {trouble} of watch")
+
+    def _end(self, trouble: str, what: str) -> Finding:
+        return Finding(f"watch/{trouble}", False, what, datetime.now(UTC))
+
     def _failure(self, trouble: str, sensor: Sensor) -> Finding:
-        matter = MATTERS.get(trouble, f"the part {trouble} of watch")
         return Finding(
             f"watch/{trouble}",
             True,
-            f"{matter} fails: {sensor.error}",
+            f"{self._matter(trouble)} fails: {(sensor.error or '').rstrip('. ')}",
             sensor.failing_since or datetime.now(UTC),
             "watch tries again by itself and catches up; scripts/just status says more",
         )
