@@ -31,6 +31,8 @@ from ingestion.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+PACKAGES_KEPT = 20
+
 _FROZEN = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
 
 
@@ -75,7 +77,7 @@ def _finish_pending(pipeline: dlt.Pipeline) -> None:
     """Load what an interrupted run extracted or normalized, and take over the state that came with it."""
     with _noted(pipeline):
         _normalize(pipeline)
-        pipeline.load()
+        _load(pipeline)
     pipeline.sync_destination()  # the state of the package may not have been saved locally
 
 
@@ -91,6 +93,15 @@ def _normalize(pipeline: dlt.Pipeline) -> None:
     pipeline.normalize()
 
 
+def _load(pipeline: dlt.Pipeline) -> None:
+    """Load every normalized package. dlt keeps loaded ones on the local disk for good: only the newest stay,
+    for `dlt pipeline … load-package`."""
+    pipeline.load()
+    storage = pipeline._get_load_storage()
+    for load_id in sorted(storage.list_loaded_packages())[:-PACKAGES_KEPT]:
+        storage.loaded_packages.delete_package(load_id)
+
+
 def load_day(
     pipeline: dlt.Pipeline,
     day: date,
@@ -103,7 +114,7 @@ def load_day(
     with _noted(pipeline):
         pipeline.extract(_source(pipeline.pipeline_name, day, tables, state or {}))
         _normalize(pipeline)
-        pipeline.load()
+        _load(pipeline)
 
 
 def load_day_when_possible(
@@ -115,7 +126,7 @@ def load_day_when_possible(
     pipeline.extract(_source(source, day, tables, {}))
     _normalize(pipeline)
     try:
-        pipeline.load()
+        _load(pipeline)
     except PipelineStepFailed as error:
         logger.warning("%s waits for the lake, and lands with the next load: %s.", source, error.exception)
 
@@ -125,7 +136,7 @@ def load_pending(source: str, settings: Settings) -> None:
     pipeline = _pipeline(source, settings)
     if pipeline.has_pending_data:
         _normalize(pipeline)
-        pipeline.load()
+        _load(pipeline)
 
 
 @contextmanager

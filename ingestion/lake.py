@@ -87,7 +87,13 @@ class Lake:
         }
 
     def _botocore_config(self) -> dict[str, Any]:
-        return {"s3": {"addressing_style": self.s3.addressing_style}}
+        return {
+            "s3": {"addressing_style": self.s3.addressing_style},
+            # a store that does not answer must not hold up a process that has other work
+            "connect_timeout": 10,
+            "read_timeout": 30,
+            "retries": {"max_attempts": 3},
+        }
 
     def dlt_destination_options(self) -> dict[str, Any]:
         """Arguments of `dlt.destinations.filesystem` that reach the bronze layer."""
@@ -120,9 +126,7 @@ class Lake:
             aws_secret_access_key=self.s3.secret_access_key,
             aws_session_token=self.s3.session_token,
             verify=self.s3.ca_bundle,
-            config=botocore.config.Config(
-                **self._botocore_config(), connect_timeout=10, read_timeout=20, retries={"max_attempts": 3}
-            ),
+            config=botocore.config.Config(**self._botocore_config()),
         )
 
     def bucket_and_key(self, name: str) -> tuple[str, str]:

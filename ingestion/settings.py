@@ -6,6 +6,7 @@ the environment already holds wins.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -126,8 +127,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     Raises `SettingsError` that names each missing or malformed variable, all together.
     """
     if environment is None:
-        dotenv = {k: v for k, v in dotenv_values(PROJECT_ROOT / ".env").items() if v is not None}
-        environment = dotenv | os.environ
+        environment = _dotenv() | os.environ
     read = _Reader(environment)
     is_dev = read("ENVIRONMENT", "prod", _one_of("prod", "dev")) == "dev"
     data_dir = read("DATA_DIR", "data", _absolute_path)
@@ -193,6 +193,12 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         read.problems.append(f"AWS_{missing} is missing: it goes together with its other half")
     read.raise_problems()
     return settings
+
+
+@functools.cache
+def _dotenv() -> dict[str, str]:
+    """What `.env` says, read once: a process must not come to work on another lake midway."""
+    return {name: value for name, value in dotenv_values(PROJECT_ROOT / ".env").items() if value is not None}
 
 
 class _Reader:

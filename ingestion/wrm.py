@@ -32,6 +32,8 @@ ROWS_PER_CHUNK = 64
 # A file that arrives while an import lists the archive may carry a time before the cursor's.
 LATE_ARRIVAL = timedelta(minutes=5)
 
+DEFECTS_RETRY = timedelta(hours=1)
+
 logger = logging.getLogger(__name__)
 
 
@@ -64,7 +66,11 @@ class SeenArchive:
     folders: set[str] = field(default_factory=set)  # that held a file
     files: set[tuple[str, datetime]] = field(default_factory=set)  # key and modification time
 
-    def remember(self, files: Iterable[archive.ArchiveFile]) -> None:
+    def remember(self, files: Iterable[archive.ArchiveFile], *, is_all: bool = False) -> None:
+        """Add the files, or forget all others where they are all there is."""
+        if is_all:
+            self.folders.clear()
+            self.files.clear()
         for file in files:
             self.folders.add(file.path.rpartition("/")[0])
             self.files.add((file.key, file.modified_at))
@@ -81,12 +87,19 @@ def take_snapshot(settings: Settings) -> LiveOutcome:
     live = _poll_and_load(
         pipeline, settings, "station_snapshots", settings.wrm_feed_url, settings.fetch_attempts
     )
-    asked_on = bronze.source_state(pipeline).get("failures", {}).get("taken_on")
-    if asked_on != datetime.now(UTC).date().isoformat():
+    if _are_defects_due(bronze.source_state(pipeline).get("failures", {}), datetime.now(UTC)):
         failures = _poll_and_load(pipeline, settings, "failures", settings.wrm_failures_url, 1)
         if failures.error:
-            logger.warning("%s. The defects are asked for again at the next run.", failures.error)
+            logger.warning("%s. The defects are asked for again in an hour.", failures.error)
     return LiveOutcome(live.row is not None, live.is_unchanged, live.payload_bytes, live.error)
+
+
+def _are_defects_due(cursor: dict[str, Any], now: datetime) -> bool:
+    """Whether to ask for the defects: once a day, and an hour after an attempt that failed."""
+    asked_at = cursor.get("asked_at")
+    return cursor.get("taken_on") != now.date().isoformat() and (
+        asked_at is None or now - datetime.fromisoformat(asked_at) >= DEFECTS_RETRY
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,8 @@ def _poll_and_load(
     }
     if poll.row is not None:
         tables[resource] = [pa.Table.from_pylist([poll.row], schema=STATION_SNAPSHOTS)]
-    state = {resource: cursor | poll.cursor()} if poll.error is None else {}
+    asked = {"asked_at": poll.attempts[-1].attempted_at.isoformat()}
+    state = {resource: cursor | asked | (poll.cursor() if poll.error is None else {})}
     bronze.load_day(pipeline, poll.day, tables, state)
     return poll
 
@@ -228,7 +242,7 @@ def import_archive(
         if cursors.get(key) != cursor:
             bronze.load_day(pipeline, listed_at.date(), {}, {"archives": cursors | {key: cursor}})
     if seen is not None:
-        seen.remember(files)
+        seen.remember(files, is_all=True)
     return job.outcome
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ class LeftToWatchError(RuntimeError):
 def run_command(job: Callable[[Settings], str | None]) -> None:
     """Run a job with the settings. What users can mend, or a returned error, ends it with status 1 and a
     message instead of a traceback."""
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds; libpq waits for minutes else
     try:
         settings = load_settings()
         configure_logging(settings)

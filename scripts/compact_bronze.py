@@ -51,6 +51,7 @@ def compact(
     started = time.monotonic()
     now = now or datetime.now(UTC)
     lake = Lake.of(settings)
+    compaction.recover(lake)  # what failed midway in this process stands there, too
     for source in BRONZE:
         # what a killed load left is finished first: it would bring objects once more that are folded by then
         bronze.open_pipeline(source, settings)

@@ -28,7 +28,12 @@ logger = logging.getLogger("bike-data-flow")
 
 
 class DbtError(CommandError):
-    """dbt ended with errors; the message names each failed node and why."""
+    """dbt ended with errors; the message names each failed node and why. Where only tests failed, everything
+    else is built."""
+
+    def __init__(self, message: str, only_tests_failed: bool = False) -> None:
+        super().__init__(message)
+        self.only_tests_failed = only_tests_failed
 
 
 def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]:
@@ -59,7 +64,8 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
         reasons = "\n".join(f"  {node.node.name}: {node.message}" for node in failed)
         raise DbtError(
             f"dbt failed in {project}: {len(failed)} of {len(nodes)} nodes. "
-            f"See {settings.data_dir / 'dbt' / project / 'dbt.log'}.\n{reasons}"
+            f"See {settings.data_dir / 'dbt' / project / 'dbt.log'}.\n{reasons}",
+            only_tests_failed=all(node.status == "fail" for node in failed),
         )
     return {node.node.name: str(node.message) for node in nodes if "history" not in node.node.tags}
 

@@ -23,17 +23,19 @@ from pathlib import Path
 import psycopg2
 
 from ingestion.archive import ArchiveError
+from ingestion.compaction import recover
 from ingestion.lake import Lake
-from ingestion.settings import Settings
+from ingestion.settings import PROJECT_ROOT, Settings
 from ingestion.wrm import SOURCE, ImportOutcome, SeenArchive
 from scripts.alerts import Alerts, Finding
-from scripts.command import explain, run_command, the_only_job
+from scripts.command import WATCHED, explain, run_command, the_only_job
 from scripts.compact_bronze import compact
 from scripts.foreground import wait_until_stopped
 from scripts.health import measure_health
 from scripts.lease import Holder, LeaseLostError
 from scripts.metrics import Metrics
 from scripts.pipeline_run import Run, new_run_id, pipeline_run
+from scripts.run_dbt import DbtError
 from scripts.run_pipeline import (
     export_marts,
     export_readings,
@@ -54,6 +56,7 @@ FULL_CHECK_HOUR = 3  # UTC
 # the default selector of dbt, less the history: an --exclude replaces that selector
 WITHOUT_HISTORY = ("--exclude", "tag:history", "tag:landing", "tag:reconciliation")
 
+MODELS = PROJECT_ROOT / "transform" / "models"
 # what a sensor's failure may come from, in words
 MATTERS = {"lake": "the lake's storage", "warehouse": "PostgreSQL"}
 
@@ -67,6 +70,7 @@ class Sensor:
     name: str
     interval_seconds: float
     work: Callable[[], None]
+    backs_off: bool = True
     due_at: float = 0  # of time.monotonic()
     failures: int = 0
     failing_since: datetime | None = None
@@ -94,7 +98,8 @@ class Sensor:
             _close_duckdb()
         self.failures = self.failures + 1 if self.error else 0
         self.failing_since = (self.failing_since or datetime.now(UTC)) if self.error else None
-        waits = self.interval_seconds * min(2 ** max(self.failures - 1, 0), LONGEST_BACKOFF)
+        times = min(2 ** max(self.failures - 1, 0), LONGEST_BACKOFF) if self.backs_off else 1
+        waits = self.interval_seconds * times
         self.due_at = (time.monotonic() if self.error else started) + waits
         if self.error:
             logger.warning("%s failed, next try in %.0f s. %s", self.name, waits, self.error)
@@ -108,7 +113,6 @@ class Watch:
     seen: SeenArchive = field(default_factory=SeenArchive)
     unbuilt: set[date] = field(default_factory=set)  # UTC days that have something new in bronze
     unexported: set[date] = field(default_factory=set)
-    is_built: bool = False  # every mart is there
     has_marts_to_export: bool = False
     is_reconciled: bool = True
     # what has to look at the whole lake, or archive, instead of its recent days
@@ -121,16 +125,18 @@ class Watch:
         self.alerts = Alerts(self.settings)
         self.metrics = Metrics(self.settings)
         poll, export = self.settings.watch_poll_seconds, self.settings.watch_export_seconds
-        self.raw = Sensor("poll", poll, self.poll)
+        # the feed shows only now, and what it shows can wait on the local disk for a lake that is away
+        self.raw = Sensor("poll", poll, self.poll, backs_off=False)
+        self.archive = Sensor("archive", poll, self.look_at_archive)
         self.export = Sensor("export", export, self.bring_to_postgres)
         self.build = Sensor("build", export, self.build_lake)
         self.compaction = Sensor("compact", COMPACTION_SECONDS, self.compact)
         self.compaction.due_at = time.monotonic() + COMPACTION_SECONDS
         self.health = Sensor("health", export, self.report_health)
-        self.sensors = [self.raw, self.export, self.build, self.compaction, self.health]
+        self.sensors = [self.raw, self.archive, self.export, self.build, self.compaction, self.health]
 
-    def run_round(self, stopped: threading.Event) -> None:
-        """Do what is due, and what that wakes, sensor by sensor until `stopped` is set."""
+    def run_round(self, stopped: threading.Event) -> list[str]:
+        """Do what is due, and what that wakes, sensor by sensor until `stopped` is set; gives what failed."""
         self.is_idle = True
         had_turn: list[Sensor] = []
         while not stopped.is_set():
@@ -141,6 +147,7 @@ class Watch:
             if sensor.error:
                 sensor.trouble = self._origin(sensor)
             had_turn.append(sensor)
+        return [f"{sensor.name}: {sensor.error}" for sensor in self.failing() if sensor in had_turn]
 
     def _has_turn(self, sensor: Sensor, had_turn: list[Sensor]) -> bool:
         # the export has two: readings before the build, marts after it
@@ -172,7 +179,7 @@ class Watch:
             self.export.wake()
 
     def poll(self) -> None:
-        """The feed, then the archive. A feed that does not answer is recorded, and asked again as ever."""
+        """The feed. One that does not answer is recorded, and asked again as ever."""
         started = time.monotonic()
         what = "failed"
         try:
@@ -186,20 +193,26 @@ class Watch:
             self.metrics.poll_ended(SOURCE, what, time.monotonic() - started)
             self.unbuilt.add(_today())
             self.unexported.add(_today())
-        if self.settings.watch_archive:
-            self._look_at(self.settings.watch_archive)
 
-    def _look_at(self, archive: str) -> None:
-        if "archive" in self.unchecked:
+    def look_at_archive(self) -> None:
+        """New files of WATCH_ARCHIVE."""
+        if self.settings.watch_archive:
             try:
-                outcome = import_archive(self.settings, archive, self.seen)
-            except ArchiveError as error:  # it may come to be
-                logger.warning("%s", error)
-                outcome = ImportOutcome()
-            self.unchecked.discard("archive")
-        else:
-            outcome = import_recent(self.settings, archive, _recent_days(), self.seen)
-        self._wake_for(outcome.days)
+                self._wake_for(self._look_at(self.settings.watch_archive).days)
+            except Exception:  # some of its days may have landed: which is not known
+                self.unchecked |= {"archive", "build", "readings"}
+                raise
+
+    def _look_at(self, archive: str) -> ImportOutcome:
+        if "archive" not in self.unchecked:
+            return import_recent(self.settings, archive, _recent_days(), self.seen)
+        try:
+            outcome = import_archive(self.settings, archive, self.seen)
+        except ArchiveError as error:  # it may come to be
+            logger.warning("%s", error)
+            outcome = ImportOutcome()
+        self.unchecked.discard("archive")
+        return outcome
 
     def _wake_for(self, days: set[date]) -> None:
         if days:
@@ -211,6 +224,7 @@ class Watch:
 
     def bring_to_postgres(self) -> None:
         """New readings, and the days of marts that were rebuilt."""
+        self._mend_bronze()
         with running_postgres(self.settings):  # also where the embedded server was stopped meanwhile
             if self.unexported or "readings" in self.unchecked:
                 with self._listing("readings", self.unexported):
@@ -231,18 +245,32 @@ class Watch:
         """Rebuild the days that have something new, and the history of runs now and then."""
         if not self.unbuilt and "build" not in self.unchecked:
             return
-        has_history = time.monotonic() >= self.history_due_at
+        self._mend_bronze()
+        has_history = "build" in self.unchecked or time.monotonic() >= self.history_due_at
         self.is_idle = False
         try:
             with self._listing("build", self.unbuilt):
                 transform(self.settings, *(() if has_history else WITHOUT_HISTORY))
-            self.unbuilt.clear()
-            if has_history:
-                self.history_due_at = time.monotonic() + HISTORY_SECONDS
-            self.is_built = True
-        finally:  # one day or model that fails does not keep the others back
-            self.has_marts_to_export = self.is_built
+            self._note_build(has_history)
+        except DbtError as failure:  # a day or model that fails does not keep the others back
+            if failure.only_tests_failed:
+                self.unchecked.discard("build")
+                self._note_build(has_history)
+            self.has_marts_to_export = _is_every_model_built(self.settings)
             self.export.wake()
+            raise
+
+    def _note_build(self, has_history: bool) -> None:
+        self.unbuilt.clear()
+        if has_history:
+            self.history_due_at = time.monotonic() + HISTORY_SECONDS
+        self.has_marts_to_export = True
+        self.export.wake()
+
+    def _mend_bronze(self) -> None:
+        """Finish a compaction that failed midway before anything is read: rows may stand twice."""
+        if self.compaction.failures:
+            recover(Lake.of(self.settings))
 
     def compact(self) -> None:
         """Fold the small objects of hours that have ended, and in the nightly check those of every day."""
@@ -288,19 +316,17 @@ def watch(settings: Settings, stopped: threading.Event) -> None:
             while not stopped.is_set():
                 state.check_everything()
                 with pipeline_run(settings, "watch round", new_run_id(), "watch", process.lease) as run:
-                    state.run_round(stopped)
-                    note_round(state, run)
+                    note_round(run, state.run_round(stopped), state.is_idle)
                 count_round(state.metrics, run)
                 troubles.tell()
                 stopped.wait(state.seconds_until_due())
 
 
-def note_round(state: Watch, run: Run) -> None:
+def note_round(run: Run, errors: list[str], is_idle: bool) -> None:
     """How a round ended; one in which nothing was due, or nothing new was found, is not kept."""
-    errors = [f"{sensor.name}: {sensor.error}" for sensor in state.failing()]
     if errors:
         run.fail("\n".join(errors))
-    elif state.is_idle:
+    elif is_idle:
         run.discard()
 
 
@@ -334,6 +360,9 @@ class Troubles:
         bad = [self._failure(trouble, sensor) for trouble, sensor in failing.items()]
         good = [self._end(name, f"{self._matter(name)} works again") for name in sorted(names)]
         good.append(self._end("died", "watch is at work"))
+        # what failed by itself before is done here now
+        done_here = ("watch", "run", *WATCHED) if not failing else ()
+        good += [Finding(f"run/{job}", False, "watch does its work", datetime.now(UTC)) for job in done_here]
         self.state.alerts.tell([*bad, *good])
         self.told = set(failing)
 
@@ -368,6 +397,17 @@ def _today() -> date:
 
 def _recent_days() -> set[date]:
     return {_today(), _today() - timedelta(days=1)}
+
+
+def _is_every_model_built(settings: Settings) -> bool:
+    """Whether each model of the lake has been built, so that all that lands can land."""
+    lake, layers = Lake.of(settings), {"intermediate": "silver", "marts": "gold"}
+    filesystem = lake.filesystem()
+    return all(
+        filesystem.exists(f"{lake.root}/{layers[path.parts[-3]]}/{path.stem}/_state.parquet")
+        for folder in layers
+        for path in MODELS.glob(f"{folder}/*/*.sql")
+    )
 
 
 def _lake_answers(settings: Settings) -> bool:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,10 @@ def test_a_second_job_says_who_is_at_work(workplace):
     with the_only_job(workplace.settings, "backfill"):
         second = workplace.just("run", check=False)
     assert second.returncode == 1
-    assert f"Another job is at work: backfill, process {os.getpid()}, since" in second.stderr
+    assert (
+        f"Another job is at work: backfill, process {os.getpid()} on {socket.gethostname()}, since"
+        in second.stderr
+    )
 
 
 def test_storage_and_servers_out_of_reach_are_told_without_a_traceback(workplace):

@@ -32,9 +32,13 @@ from ingestion.settings import Settings, load_settings
 LAYERS = ("silver", "gold")
 SEEDS = Path(__file__).resolve().parent.parent / "seeds"
 
+# how long libpq waits for a server that went away without a word
+PATIENCE = ("connect_timeout=10", "keepalives_idle=30", "keepalives_interval=10", "keepalives_count=3")
+
 logger = logging.getLogger("bike-data-flow")
 
 _listed_days: list[date] | None = None
+_scratch: str | None = None
 
 
 @contextmanager
@@ -67,8 +71,7 @@ class Plugin(BasePlugin):
             )
         self.lake = Lake.of(self.settings)
         self.warehouse_lock = threading.Lock()
-        self.scratch = tempfile.mkdtemp(prefix="bike-data-flow-")
-        atexit.register(shutil.rmtree, self.scratch, ignore_errors=True)
+        self.scratch = _new_scratch()
         _write_empty_bronze(Path(self.scratch))
 
     def update_connection_config(self, creds: Any, config: dict[str, Any]) -> None:
@@ -140,13 +143,23 @@ class Plugin(BasePlugin):
             if not attached.fetchall():
                 given = self.settings.postgres_parameters()
                 tls = [f"{name}={given[name]}" for name in ("sslmode", "sslrootcert") if name in given]
-                cursor.execute(
-                    f"attach {quoted(' '.join(tls))} as warehouse (type postgres, secret warehouse)"
-                )
+                options = quoted(" ".join([*tls, *PATIENCE]))
+                cursor.execute(f"attach {options} as warehouse (type postgres, secret warehouse)")
                 cursor.execute("call postgres_execute('warehouse', ?)", [ddl])
                 cursor.execute("call pg_clear_cache()")
                 # reads the catalog now: threads that meet it half-read would find no tables in it
                 cursor.execute(f"from warehouse.{self.settings.landing_schema}.pending_objects limit 0")
+
+
+def _new_scratch() -> str:
+    """A scratch folder; the one of a DuckDB that this process had before goes."""
+    global _scratch
+    if _scratch is None:
+        atexit.register(lambda: shutil.rmtree(_scratch or "", ignore_errors=True))
+    else:
+        shutil.rmtree(_scratch, ignore_errors=True)
+    _scratch = tempfile.mkdtemp(prefix="bike-data-flow-")
+    return _scratch
 
 
 def first_exported_day(retention_days: int | None, today: date) -> date | None:
