@@ -182,7 +182,7 @@ def follow_up(settings: Settings, run: Run) -> None:
 
     health = None
     try:
-        health = measure_health(settings)
+        health = measure_health(settings, with_sizes=True)
     except Exception as error:  # the lake may be what is the matter
         logger.warning("Health could not be measured: %s: %s.", type(error).__name__, error)
     after_run(settings, run, health)

@@ -3,7 +3,9 @@
 `watch` serves them at METRICS_ADDRESS: gauges of how the pipeline is doing, the ages among them as of the
 moment they are asked for, and counters and histograms of what the process did. Other jobs write them to
 METRICS_TEXTFILE, for node_exporter's textfile collector: without the counters, which would begin anew with
-every job, and without ages, which would stand still; the timestamps of both are there.
+every job, and without ages, which would stand still; the timestamps of both are there. Objects and bytes of
+the lake are in the textfile alone: to count them lists the whole lake, and jobs end less often than `watch`
+measures.
 """
 
 from __future__ import annotations
@@ -295,8 +297,10 @@ def _layers(health: Health) -> Iterator[Metric]:
         "lake_size_bytes": ("Size of the lake, by layer, in bytes", "bytes"),
     }
     for name, (meaning, attribute) in meanings.items():
-        values = [({"layer": layer.layer}, getattr(layer, attribute)) for layer in health.layers]
-        yield _gauge(name, meaning, values)
+        found = [(layer.layer, getattr(layer, attribute)) for layer in health.layers]
+        yield _gauge(
+            name, meaning, [({"layer": layer}, value) for layer, value in found if value is not None]
+        )
 
 
 def _warehouse(health: Health) -> Iterator[Metric]:

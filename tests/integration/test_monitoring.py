@@ -20,7 +20,15 @@ from prometheus_tools import Prometheus, find_prometheus, listening_addresses, r
 from ingestion.settings import PROJECT_ROOT, Settings, load_settings
 from scripts.after_run import after_run
 from scripts.command import CommandError
-from scripts.health import Gap, Health, LayerHealth, RunHealth, SourceHealth, WarehouseHealth
+from scripts.health import (
+    Gap,
+    Health,
+    LayerHealth,
+    RunHealth,
+    SourceHealth,
+    WarehouseHealth,
+    measure_health,
+)
 from scripts.metrics import CONDITIONS, ERROR_KINDS, Metrics, error_kind, write_textfile
 from scripts.pipeline_run import Run
 
@@ -309,6 +317,21 @@ def test_what_is_not_known_is_absent_and_not_zero(settings):
     assert served["bike_data_flow_warehouse_up"] == 0
     assert served['bike_data_flow_feed_stale{source="wrm"}'] == 1
     assert served['bike_data_flow_feed_failing_seconds{source="wrm"}'] == 0
+
+
+def test_health_that_was_measured_without_sizes_is_served_and_the_table_says_where_sizes_are(
+    workplace, settings
+):
+    metrics = busy_metrics(settings)
+    metrics.note_health(replace(HEALTH, layers=measure_health(workplace.settings).layers))
+    served = values(text_of(metrics))
+    assert served['bike_data_flow_lake_rows{layer="bronze"}'] == 0
+    not_served = exposed_names(busy_metrics(settings)) - exposed_names(metrics)
+    assert not_served == {"bike_data_flow_lake_objects", "bike_data_flow_lake_size_bytes"}
+    table = re.findall(r"^\| `(\w+)` .* \| textfile \|$", (MONITORING / "README.md").read_text(), re.M)
+    assert {f"bike_data_flow_{name}" for name in table} == not_served
+    write_textfile(settings, ended("run"), measure_health(workplace.settings))
+    assert "lake_rows{" in settings.metrics_textfile.read_text()
 
 
 def test_a_run_that_was_interrupted_counts_as_such_and_leaves_the_last_one(settings):
