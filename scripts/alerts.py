@@ -158,7 +158,7 @@ def judge_run(run: Run) -> Iterator[Finding]:
     ended_at = run.ended_at or datetime.now(UTC)
     if run.error is None:
         yield Finding(f"run/{run.job}", False, f"the job {run.job} succeeds again", ended_at)
-    elif not was_interrupted(run):
+    elif not was_interrupted(run) and not run.is_feeds_fault:
         what = f"the job {run.job} failed: {_reason(run.error)}"
         yield Finding(f"run/{run.job}", True, what, ended_at, _next_step(run))
 

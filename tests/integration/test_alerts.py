@@ -181,6 +181,16 @@ def test_a_run_that_was_interrupted_is_no_trouble_and_ends_none(settings, receiv
     assert len(receiver.take()) == 1 and open_incidents(settings) == ["run/export"]
 
 
+def test_a_run_that_failed_of_its_feed_is_no_trouble_and_ends_none(settings, receiver):
+    alerts = Alerts(settings)
+    no_answer = replace(run("run", "The server refused: HTTP 500"), is_feeds_fault=True)
+    alerts.run_ended(no_answer)
+    assert receiver.take() == [] and open_incidents(settings) == []
+    alerts.run_ended(run("run", "OSError: disk full"))
+    alerts.run_ended(no_answer)
+    assert len(receiver.take()) == 1 and open_incidents(settings) == ["run/run"]
+
+
 def test_watch_says_that_it_tries_again_by_itself(settings, receiver):
     Alerts(settings).run_ended(replace(run(error="OSError: disk full"), trigger="watch"))
     assert receiver.take()[0].endswith("Next: scripts/just status says more; watch tries again by itself.")
