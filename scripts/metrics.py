@@ -235,7 +235,9 @@ class Gauges(Collector):
             )
 
     def _last_runs(self) -> Iterator[Metric]:
-        known = {run.job: _last_run(run) for run in reversed(self.health.runs if self.health else [])}
+        recorded = reversed(self.health.runs if self.health else [])
+        # one that was interrupted leaves open how the job is doing
+        known = {run.job: _last_run(run) for run in recorded if run.outcome != "interrupted"}
         for job, run in list(self.last_runs.items()):
             if job not in known or known[job].ended_at <= run.ended_at:
                 known[job] = run

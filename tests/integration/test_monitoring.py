@@ -345,6 +345,17 @@ def test_a_run_that_was_interrupted_counts_as_such_and_leaves_the_last_one(setti
     assert sum(value for name, value in served.items() if "errors_total" in name) == 0
 
 
+def test_a_run_on_record_that_was_interrupted_leaves_the_last_one_too(settings):
+    interrupted = RunHealth("d", "compact", "manual", NOW - timedelta(hours=1), 5.0, "interrupted", None)
+    metrics = Metrics(settings)
+    metrics.note_health(replace(HEALTH, runs=[interrupted, *HEALTH.runs]))
+    served = values(text_of(metrics))
+    assert served['bike_data_flow_last_run_failed{job_name="compact"}'] == 0
+    assert served['bike_data_flow_last_run_duration_seconds{job_name="compact"}'] == 60
+    metrics.note_health(replace(HEALTH, runs=[interrupted]))
+    assert 'bike_data_flow_last_run_failed{job_name="compact"}' not in values(text_of(metrics))
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
