@@ -7,6 +7,10 @@ Troubles, each an incident of its own, and when they are over:
     coverage/<source>     under ALERT_MIN_SCORE in 24 hours    a point above it, so that it does not flap
     quality/<source>      the last full day under it           a day reaches it
     quarantine/<source>   above ALERT_MAX_QUARANTINE_PCT       under four fifths of it, on a day with lines
+    watch/lake            its storage keeps watch from work    it works again
+    watch/warehouse       PostgreSQL does                      it works again
+    watch/<part>          a part of watch fails by itself      it works again
+    watch/died            a job died without a word            watch is at work
 
 A run that was interrupted or killed says neither: the next one makes it good. Nor does one that failed of a
 feed that did not answer: that is a trouble once the feed is stale. A message that was not delivered is tried

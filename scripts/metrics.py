@@ -40,7 +40,7 @@ from scripts.pipeline_run import Run
 PREFIX = "bike_data_flow"
 RUN_SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 FETCH_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 60)
-CONDITIONS = ("run", "stale", "coverage", "quality", "quarantine")
+CONDITIONS = ("run", "stale", "coverage", "quality", "quarantine", "watch")
 # how a run's error begins: with its class, or with what the feed did
 ERROR_KINDS = {
     "feed": r"The feed is|The server refused|The body is",

@@ -17,8 +17,10 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_tools import Prometheus, find_prometheus, listening_addresses, running_prometheus
 
+import scripts.alerts
 from ingestion.settings import PROJECT_ROOT, Settings, load_settings
 from scripts.after_run import after_run
+from scripts.alerts import Alerts, Finding
 from scripts.command import CommandError
 from scripts.health import (
     Gap,
@@ -356,6 +358,18 @@ def test_a_run_on_record_that_was_interrupted_leaves_the_last_one_too(settings):
     assert 'bike_data_flow_last_run_failed{job_name="compact"}' not in values(text_of(metrics))
 
 
+def test_every_incident_that_alerts_know_counts_by_its_condition(tmp_path):
+    table = re.findall(r"^ {4}(\w+)/(\S+)", scripts.alerts.__doc__, re.M)
+    assert {condition for condition, _ in table} == {*CONDITIONS}
+    # with this webhook nothing is told, but noted
+    settings = load_settings(environment(tmp_path))
+    bad = [Finding(f"{condition}/{of}", True, "it broke", NOW) for condition, of in table]
+    Alerts(settings).tell(bad)
+    served = values(text_of(Metrics(settings)))
+    open_ones = {c: served[f'bike_data_flow_open_incidents{{condition="{c}"}}'] for c in CONDITIONS}
+    assert open_ones == dict.fromkeys(CONDITIONS, 1) | {"watch": 4}
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -420,7 +434,7 @@ def test_after_a_run_alerts_and_textfile_know_of_it_and_neither_hurts_it(setting
     written = values(settings.metrics_textfile.read_text())
     assert written['bike_data_flow_last_run_failed{job_name="export"}'] == 1
     incidents = {c: written[f'bike_data_flow_open_incidents{{condition="{c}"}}'] for c in CONDITIONS}
-    assert incidents == {"run": 1, "stale": 0, "coverage": 0, "quality": 0, "quarantine": 0}
+    assert incidents == dict.fromkeys(CONDITIONS, 0) | {"run": 1}
     assert "planted-secret" not in settings.metrics_textfile.read_text() + caplog.text
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the folder should be")
