@@ -10,7 +10,8 @@ Troubles, each an incident of its own, and when they are over:
     watch/lake            its storage keeps watch from work    it works again
     watch/warehouse       PostgreSQL does                      it works again
     watch/<part>          a part of watch fails by itself      it works again
-    watch/died            a job died without a word            watch is at work
+    watch/died            a job died without a word, or watch  watch is at work
+                          ended of an error
 
 A run that was interrupted or killed says neither: the next one makes it good. Nor does one that failed of a
 feed that did not answer: that is a trouble once the feed is stale. A message that was not delivered is tried
@@ -45,7 +46,14 @@ RECOVERY_SHARE = 0.8
 LONGEST_REASON = 300
 SHORTEST_SECRET_PATH = 12  # a shorter one is a word
 INTERRUPTED = ("KeyboardInterrupt:", "SystemExit:")
-RECIPES = ("run", "export", "transform", "ingest", "compact")  # that can be called again as they stand
+RECIPES = (
+    "run",
+    "export",
+    "transform",
+    "ingest",
+    "compact",
+    "watch",
+)  # that can be called again as they stand
 
 logger = logging.getLogger("bike-data-flow")
 
@@ -160,11 +168,13 @@ class Alerts:
 def judge_run(run: Run) -> Iterator[Finding]:
     """What a run that has ended says of its job."""
     ended_at = run.ended_at or datetime.now(UTC)
+    # watch is well again once it is at work, not when it has ended, and says so itself
+    key = "watch/died" if run.job == "watch" else f"run/{run.job}"
     if run.error is None:
-        yield Finding(f"run/{run.job}", False, f"the job {run.job} succeeds again", ended_at)
+        yield Finding(key, False, f"the job {run.job} succeeds again", ended_at)
     elif not was_interrupted(run) and not run.is_feeds_fault:
         what = f"the job {run.job} failed: {_reason(run.error)}"
-        yield Finding(f"run/{run.job}", True, what, ended_at, _next_step(run))
+        yield Finding(key, True, what, ended_at, _next_step(run))
 
 
 def was_interrupted(run: Run) -> bool:

@@ -174,15 +174,19 @@ def _followed_up(settings: Settings, run: Run) -> Iterator[_Followed]:
 
 def follow_up(settings: Settings, run: Run) -> None:
     """Tell alerts and metrics of a run that has ended and of how everything does; never raises. `watch`
-    tells more itself."""
-    if run.job == "watch" or not (settings.alert_webhook_url or settings.metrics_textfile):
+    tells more itself, but not what ended it."""
+    if not (settings.alert_webhook_url or settings.metrics_textfile):
         return
     from scripts.after_run import after_run
-    from scripts.health import measure_health
+    from scripts.alerts import was_interrupted
+    from scripts.health import measure_health, warehouse_to_ask
 
+    if run.job == "watch" and (run.error is None or was_interrupted(run)):
+        return
     health = None
     try:
-        health = measure_health(settings, with_sizes=True)
+        with warehouse_to_ask(settings):  # the job's own embedded server has stopped with it
+            health = measure_health(settings, with_sizes=True)
     except Exception as error:  # the lake may be what is the matter
         logger.warning("Health could not be measured: %s: %s.", type(error).__name__, error)
     after_run(settings, run, health)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import logging
 import math
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -18,6 +21,7 @@ from ingestion.settings import PROJECT_ROOT, Settings
 from scripts.lake_reader import LakeReader, read_again_where_objects_go
 from scripts.lease import Holder, lease_holder
 from scripts.schedules import next_runs
+from scripts.start_postgres import PostgresError, running_postgres
 from transform.plugins.lake import LAYERS, SEEDS, first_exported_day
 
 SOURCE = "wrm"
@@ -34,6 +38,8 @@ NEWEST_OBJECTS = 64
 LARGE_TABLE_ROWS = 100_000
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 10
+
+logger = logging.getLogger("bike-data-flow")
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,19 @@ def measure_health(
         at_work=str(holder) if holder else None,
         next_work=_next_work(settings, holder, now),
     )
+
+
+@contextlib.contextmanager
+def warehouse_to_ask(settings: Settings) -> Iterator[None]:
+    """Have the embedded PostgreSQL, where there is one, running for the length of a `with` block that
+    measures health; what is not there is not made."""
+    with contextlib.ExitStack() as stack:
+        if settings.postgres_data_dir.exists():
+            try:
+                stack.enter_context(running_postgres(settings))
+            except PostgresError as error:  # measured as out of reach
+                logger.warning("%s", error)
+        yield
 
 
 def snapshot_cadence(day: date) -> timedelta:

@@ -1,15 +1,14 @@
 """How everything is doing, on one screen: scripts/just status [--json | --markdown]
 
 It ends with status 1 when something is stale: a source without a new snapshot for ALERT_STALE_MINUTES, or
-PostgreSQL that is out of reach or so far behind the lake. It takes no lock and writes nothing.
+PostgreSQL that is out of reach or so far behind the lake. It waits for no job and changes neither lake nor
+tables; an embedded PostgreSQL that nobody runs is started to be asked, and stopped again.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,16 +21,21 @@ from rich.text import Text
 
 from ingestion.settings import Settings
 from scripts.command import run_command
-from scripts.health import Gap, Health, RunHealth, SourceHealth, daily_quality, measure_health
-from scripts.start_postgres import PostgresError, running_postgres
+from scripts.health import (
+    Gap,
+    Health,
+    RunHealth,
+    SourceHealth,
+    daily_quality,
+    measure_health,
+    warehouse_to_ask,
+)
 from transform.plugins.lake import first_exported_day
 
 WIDTH = 100
 GAPS_SHOWN = 3
 QUALITY_DAYS = 14
 BAD_WORDS = ("STALE", "FAILING", "LOW", "HIGH", "UNREACHABLE", "FAILED", "INTERRUPTED", "KILLED", "goes on")
-
-logger = logging.getLogger("bike-data-flow")
 
 
 @dataclass(frozen=True)
@@ -310,18 +314,6 @@ def to_json(health: Health) -> str:
     return json.dumps(asdict(health), default=lambda moment: moment.isoformat(), indent=2, ensure_ascii=False)
 
 
-@contextlib.contextmanager
-def _warehouse_to_ask(settings: Settings) -> Iterator[None]:
-    """The embedded PostgreSQL where there is one; what is not there is not made."""
-    with contextlib.ExitStack() as stack:
-        if settings.postgres_data_dir.exists():
-            try:
-                stack.enter_context(running_postgres(settings))
-            except PostgresError as error:  # measured as out of reach
-                logger.warning("%s", error)
-        yield
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     forms = parser.add_mutually_exclusive_group()
@@ -330,7 +322,7 @@ def main() -> None:
     given = parser.parse_args()
 
     def job(settings: Settings) -> None:
-        with _warehouse_to_ask(settings):
+        with warehouse_to_ask(settings):
             health = measure_health(settings, with_sizes=True)
         troubles = find_troubles(settings, health)
         if given.json:

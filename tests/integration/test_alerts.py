@@ -24,10 +24,12 @@ import scripts.incidents
 from ingestion.lake import Lake
 from ingestion.settings import Settings, load_settings
 from scripts.alerts import Alerts
+from scripts.command import the_only_job
 from scripts.health import Health, SourceHealth, WarehouseHealth
 from scripts.incidents import Incident, Incidents, IncidentStore, open_incidents
 from scripts.pipeline_run import Run
 from scripts.start_s3 import S3Server
+from scripts.watch_lake import Troubles, Watch
 
 SECRET_PATH = "services/T0001/B0002/planted-secret"
 NOON = moment("2025-05-12 12:00:00")
@@ -194,6 +196,20 @@ def test_a_run_that_failed_of_its_feed_is_no_trouble_and_ends_none(settings, rec
 def test_watch_says_that_it_tries_again_by_itself(settings, receiver):
     Alerts(settings).run_ended(replace(run(error="OSError: disk full"), trigger="watch"))
     assert receiver.take()[0].endswith("Next: scripts/just status says more; watch tries again by itself.")
+
+
+def test_a_watch_that_ended_of_an_error_is_told_and_no_other_end_of_it(settings, receiver):
+    for failure in (KeyboardInterrupt, SystemExit, None, OSError):
+        with suppress(BaseException), the_only_job(settings, "watch"):
+            if failure:
+                raise failure("disk full")
+        if failure is not OSError:
+            assert receiver.take() == []
+    [died] = [text for text in receiver.take() if "the job watch failed: OSError: disk full.\n" in text]
+    assert died.endswith("Next: scripts/just status says more; scripts/just watch tries again.")
+    Troubles(Watch(settings), None).tell()  # the next one is at work
+    over = [text for text in receiver.take() if "over: watch is at work" in text]
+    assert len(over) == 1 and "watch/died" not in open_incidents(settings)
 
 
 @pytest.mark.parametrize(

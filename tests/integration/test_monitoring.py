@@ -21,7 +21,7 @@ import scripts.alerts
 from ingestion.settings import PROJECT_ROOT, Settings, load_settings
 from scripts.after_run import after_run
 from scripts.alerts import Alerts, Finding
-from scripts.command import CommandError
+from scripts.command import CommandError, the_only_job
 from scripts.health import (
     Gap,
     Health,
@@ -33,6 +33,7 @@ from scripts.health import (
 )
 from scripts.metrics import CONDITIONS, ERROR_KINDS, Metrics, error_kind, write_textfile
 from scripts.pipeline_run import Run
+from scripts.start_postgres import running_postgres
 
 MONITORING = PROJECT_ROOT / "scripts" / "monitoring"
 NOW = datetime.now(UTC)
@@ -440,6 +441,22 @@ def test_after_a_run_alerts_and_textfile_know_of_it_and_neither_hurts_it(setting
     blocked.write_text("a file where the folder should be")
     after_run(replace(settings, metrics_textfile=blocked / "x.prom"), ended("export"), None)
     assert "The metrics could not be written: " in caplog.text
+
+
+def test_after_a_job_an_embedded_postgres_is_asked_and_the_lake_measured_whole(settings):
+    def written_after_a_job() -> dict[str, float]:
+        with the_only_job(settings, "transform"):
+            pass
+        return values(settings.metrics_textfile.read_text())
+
+    assert written_after_a_job()["bike_data_flow_warehouse_up"] == 0
+    assert not settings.postgres_data_dir.exists()
+    with running_postgres(settings):
+        pass
+    written = written_after_a_job()
+    assert written["bike_data_flow_warehouse_up"] == 1
+    assert written['bike_data_flow_lake_size_bytes{layer="bronze"}'] > 0  # the record of the first job
+    assert not (settings.postgres_data_dir / "postmaster.pid").exists()
 
 
 def test_without_the_settings_nothing_is_written_after_a_run(tmp_path):
