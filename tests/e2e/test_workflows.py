@@ -251,7 +251,7 @@ def test_the_workflows_collect_verify_compact_and_reprocess_on_fresh_machines(
     day = str(datetime.now(UTC).date() - timedelta(days=1))
     for text in (f"{day} 12:00:00", f"{day} 12:10:00"):  # in two objects
         files = archive(**{raw_name(text): small_snapshot(moment(text))})
-        assert import_archive(workplace.settings, str(files)) == []
+        assert import_archive(workplace.settings, str(files)).refused == []
     raw_day = f"bronze/wrm/station_snapshots/dt={day}/*.parquet"
     assert len(objects(workplace, raw_day)) == 2
     said = runner.run("nightly")
