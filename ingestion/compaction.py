@@ -180,16 +180,20 @@ def _stage(
     replaced."""
     schema = BRONZE[part.source][part.table]
     time_column = next(name for name in TIME_COLUMNS if name in schema.names)
-    content, replaced, order = Content(), dict[str, list[str]](), list[tuple[int, int, int]]()
+    replaced = _replaced_by(lake, part)
+    held = {name for names in replaced.values() for name in names}
+    content, order = Content(), list[tuple[int, int, int]]()
+    # an object that a compacted one holds already has come back, of a fold that failed or of a load that a
+    # machine finished which did not know that it had landed
+    wanted = {name: size for name, size in part.objects.items() if os.path.basename(name) not in held}
     with pa.ipc.new_file(path, schema) as staged:
-        for name, data in _fetched(lake, part.objects):
+        for name, data in _fetched(lake, wanted):
             file = _opened(data, name)
             if not file.schema_arrow.equals(schema):
                 raise CompactionError(
                     f"Columns are not those of {part.source}.{part.table}: {name}. "
                     "Move the object out of bronze, or mend it."
                 )
-            replaced |= json.loads((file.metadata.metadata or {}).get(b"replaced", b"{}"))
             for batch in _batches(file):
                 times = batch.column(time_column).cast(pa.int64()).fill_null(0).to_pylist()
                 number = staged.stats.num_record_batches
@@ -199,6 +203,17 @@ def _stage(
     rows = pa.ipc.open_file(pa.memory_map(str(path)))
     path.unlink()  # it lives as long as it is mapped
     return rows, [(batch, row) for _, batch, row in sorted(order)], content, replaced
+
+
+def _replaced_by(lake: Lake, part: Part) -> dict[str, list[str]]:
+    """What the compacted objects among a part's replaced."""
+    compacted = {
+        name: size for name, size in part.objects.items() if os.path.basename(name).startswith("compacted-")
+    }
+    replaced: dict[str, list[str]] = {}
+    for name, data in _fetched(lake, compacted):
+        replaced |= json.loads((_opened(data, name).metadata.metadata or {}).get(b"replaced", b"{}"))
+    return replaced
 
 
 def _fetched(lake: Lake, objects: dict[str, int]) -> Iterator[tuple[str, bytes]]:

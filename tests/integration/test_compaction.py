@@ -253,6 +253,26 @@ def test_a_killed_compaction_is_finished_or_taken_back_by_the_next_job(workplace
     assert {len(names) for names in objects(workplace).values()} == {1}
 
 
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_compaction_that_failed_is_finished_by_the_next_one_of_the_same_process(
+    workplace, monkeypatch, phase
+):
+    before = killed_compaction(workplace, monkeypatch, phase)
+    compact(workplace.settings)
+    assert rows(workplace) == before
+    assert {len(names) for names in objects(workplace).values()} == {1}
+    assert not journal_exists(workplace)
+
+
+def test_an_object_that_came_back_after_it_was_folded_is_not_counted_twice(workplace):
+    write_objects(workplace, "2025-05-12 10:00:00", "2025-05-12 10:01:00")
+    before = rows(workplace)
+    compact(workplace.settings)
+    write_objects(workplace, "2025-05-12 10:01:00")  # by a machine that did not know that it had landed
+    compact(workplace.settings)
+    assert rows(workplace) == before
+
+
 def test_a_killed_compaction_on_s3_is_finished_by_the_next_job(workplace, s3_server, monkeypatch):
     move_to_s3(workplace, s3_server)
     before = killed_compaction(workplace, monkeypatch, "half of the old objects removed")
