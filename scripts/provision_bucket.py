@@ -23,9 +23,10 @@ The policies, each the least that its jobs need; who runs all jobs gets the firs
 
 - collector (`ingest`, `compact`, the import of an archive) reads, writes and deletes in bronze, where dlt
   keeps its state too, and the lake's lease, journal and incidents. Silver and gold are closed to it.
-- builder (`transform`, `export`, `verify`, `status`) reads bronze, writes silver, gold, the lease and the
-  incidents, and the history of runs in bronze/pipeline. It can neither change nor delete raw data, so that a
-  compaction that was killed is finished by the collector's next job, not by the builder's.
+- builder (`transform`, `export`, `verify`, `status`, `backfill` of days) reads bronze, writes silver, gold,
+  the lease, the incidents, the journal of a backfill, and the history of runs in bronze/pipeline. It can
+  neither change nor delete raw data, so that a compaction that was killed is finished by the collector's next
+  job, not by the builder's.
 - reader (`query`, other engines) reads gold. It sees no other object's content and writes nothing.
 
 None may change the bucket's settings: `provision` runs with an administrator's keys. An archive elsewhere on
@@ -59,6 +60,7 @@ PUBLIC_ACCESS_BLOCK = dict.fromkeys(
 )
 # objects at the lake's root: who works on it, what a compaction is about to replace, which alerts are open
 LEASE, JOURNAL, INCIDENTS = lease.NAME, "_compaction.json", "_incidents.json"
+BACKFILL = "_backfill/*"  # what a backfill of days has under way
 UNSUPPORTED = "not supported"
 KEPT_OTHERWISE = "The server took it and keeps something else."
 NO_SUCH_FEATURE = (400, 405, 501)  # HTTP statuses; what is merely forbidden is an error of its own
@@ -361,10 +363,12 @@ def policies(settings: Settings) -> dict[str, Policy]:
     lake = _lake_on_s3(settings)
     common = [LEASE, INCIDENTS]
     collected = ["bronze/*", *common, JOURNAL]
-    built = ["silver/*", "gold/*", "bronze/pipeline/*", *common]
+    derived = ["silver/*", "gold/*", BACKFILL, *common]
     return {
         "collector": _policy(lake, reads=collected, writes=collected),
-        "builder": _policy(lake, reads=["bronze/*", "silver/*", "gold/*", *common, JOURNAL], writes=built),
+        "builder": _policy(
+            lake, reads=["bronze/*", *derived, JOURNAL], writes=["bronze/pipeline/*", *derived]
+        ),
         "reader": _policy(lake, reads=["gold/*"], writes=[]),
     }
 

@@ -201,6 +201,9 @@ def test_the_stages_run_with_no_more_than_their_policies(place, guarded, feed, a
         assert import_archive(place.settings, str(folder)).refused == []
     act_as(place, guarded, "builder")
     place.just("transform")
+    place.just("export")
+    rebuilt = place.just("backfill", "--from", "2025-05-12", "--to", "2025-05-12").stdout
+    assert "2025-05-12" in rebuilt and "rebuilt, as before" in rebuilt
 
     act_as(place, guarded, "reader")
     counted = place.just("query", "-csv", "select sum(lines_count) as n from fct_daily_processing")
@@ -214,6 +217,8 @@ def test_the_stages_run_with_no_more_than_their_policies(place, guarded, feed, a
     assert refused.returncode == 1 and "AccessDenied" in refused.stderr
     place.configure(**guarded.environment | {"LAKE_URL": LAKE_URL})
     assert len(bronze_rows(place.settings, "station_snapshots")) == 2
+    lake = Lake.of(place.settings)
+    assert lake.filesystem().find(f"{lake.root}/_backfill") == []  # it could take its journal away
 
 
 OBJECTS = {
@@ -225,6 +230,7 @@ OBJECTS = {
     "lease": "city/lake/_lease.json",
     "journal": "city/lake/_compaction.json",
     "incidents": "city/lake/_incidents.json",
+    "backfill": "city/lake/_backfill/journal.json",
     "dev": "city/lake-dev/bronze/wrm/station_snapshots/dt=2025-05-12/1.parquet",
     "elsewhere": "others/secret",
 }
@@ -232,10 +238,10 @@ EVERYTHING = "get list put delete"
 MAY = {
     "collector": {
         **dict.fromkeys(("raw", "dlt", "history", "lease", "journal", "incidents"), EVERYTHING),
-        **dict.fromkeys(("silver", "gold", "dev", "elsewhere"), ""),
+        **dict.fromkeys(("silver", "gold", "backfill", "dev", "elsewhere"), ""),
     },
     "builder": {
-        **dict.fromkeys(("history", "silver", "gold", "lease", "incidents"), EVERYTHING),
+        **dict.fromkeys(("history", "silver", "gold", "lease", "incidents", "backfill"), EVERYTHING),
         **dict.fromkeys(("raw", "dlt", "journal"), "get list"),
         **dict.fromkeys(("dev", "elsewhere"), ""),
     },
