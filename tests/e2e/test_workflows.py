@@ -19,6 +19,7 @@ from conftest import FEW_STATIONS, SETTINGS, bronze_rows, moment, raw_name, smal
 from ingestion.lake import Lake
 from ingestion.settings import PROJECT_ROOT
 from scripts.run_pipeline import import_archive
+from scripts.schedules import next_runs
 
 FILES = sorted(PROJECT_ROOT.glob(".github/workflows/*.yml"))
 WORKFLOWS = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
@@ -153,7 +154,20 @@ def test_schedules_are_off_the_hour_except_where_the_hour_is_asked_for():
         name: [entry["cron"] for entry in triggers(WORKFLOWS[name]).get("schedule", [])] for name in WORKFLOWS
     }
     assert crons.pop("reprocess") == ["0 3 * * 0"]
-    assert crons == {"ci": [], "collect": ["7 * * * *"], "nightly": ["55 1 * * *"]}
+    collect = ["7 0,1,3-23 * * 1-6", "7 0,1,4-23 * * 0"]
+    assert crons == {"ci": [], "collect": collect, "nightly": ["55 1 * * *"]}
+
+
+def test_no_collect_is_due_while_a_nightly_or_reprocess_may_wait_for_the_job_before_it():
+    after, due = moment("2025-05-12 00:00:00"), []
+    while after < moment("2025-05-26 00:00:00"):
+        name, after = next(iter(next_runs(after).items()))
+        due.append((name, after))
+    assert {name for name, _ in due} == {*WRITERS}
+    for (before, began_at), (name, at), (_, follows_at) in zip(due, due[1:], due[2:], strict=False):
+        [job] = jobs(before)
+        is_over_at = began_at + timedelta(minutes=job["timeout-minutes"])
+        assert name == "collect" or follows_at >= is_over_at, (name, at)
 
 
 def test_ci_runs_check_and_test_and_never_meets_a_lake():
