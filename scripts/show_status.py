@@ -81,6 +81,7 @@ def _warehouse_trouble(settings: Settings, health: Health) -> Iterator[Trouble]:
     if warehouse.error is not None:
         step = "Start it or mend POSTGRES_URL, then run: scripts/just export"
         yield Trouble(f"PostgreSQL cannot be asked: {warehouse.error.rstrip('.?')}", step)
+    if warehouse.error is not None or warehouse.is_slow:
         return
     last_at = max(
         (source.last_snapshot_at for source in health.sources if source.last_snapshot_at), default=None
@@ -179,8 +180,10 @@ def _warehouse(health: Health) -> Section:
     if warehouse.error is not None:
         return Section("PostgreSQL", note=f"UNREACHABLE: {warehouse.error}")
     lag = "" if warehouse.lag_seconds is None else f", {_ago(warehouse.lag_seconds)} behind the lake"
-    newest = _moment(warehouse.newest_reading_at) if warehouse.newest_reading_at else "none"
-    rows = ", ".join(f"{table} {count:,}" for table, count in warehouse.rows.items()) or "no tables yet"
+    none, no_tables = ("unknown", "unknown") if warehouse.is_slow else ("none", "no tables yet")
+    newest = _moment(warehouse.newest_reading_at) if warehouse.newest_reading_at else none
+    rows = ", ".join(f"{table} {count:,}" for table, count in warehouse.rows.items()) or no_tables
+    lag = ", SLOW to answer" if warehouse.is_slow else lag
     return Section("PostgreSQL", note=f"newest reading {newest}{lag}; rows: {rows}")
 
 

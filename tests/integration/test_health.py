@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import FEW_BIKES, FEW_STATIONS, moment, raw_name, small_snapshot
 
+import scripts.health
 from ingestion import wrm
 from ingestion.lake import Lake
 from ingestion.settings import PROJECT_ROOT
@@ -29,6 +30,7 @@ from scripts.lake_reader import read_states
 from scripts.lease import Holder, held_lease
 from scripts.run_pipeline import Stages, build_and_export
 from scripts.schedules import next_runs
+from scripts.show_status import find_troubles
 
 LINES = FEW_STATIONS + FEW_BIKES
 NOTHING_YET = SourceHealth(
@@ -236,13 +238,31 @@ def test_large_tables_are_estimated_and_small_ones_counted(workplace):
     with closing(psycopg2.connect(**workplace.settings.postgres_parameters())) as connection:
         connection.autocommit = True
         cursor = connection.cursor()
-        for table, rows in (("free_bikes", 100_001), ("bike_failures", 3), ("somebody_elses", 3)):
-            cursor.execute(f"create table {table} as select generate_series(1, {rows})")
-        cursor.execute("analyze free_bikes")
-        cursor.execute("insert into free_bikes values (1)")
+        tables = {"free_bikes": 600_000, "pipeline_runs": 600_000, "bike_failures": 3, "somebody_elses": 3}
+        for table, rows in tables.items():
+            cursor.execute(f"create table {table} as select generate_series(1, {rows}) as number")
+        cursor.execute("analyze free_bikes")  # and pipeline_runs never
+        cursor.execute("delete from free_bikes where number <= 100_000")
+    estimated, by_size = pytest.approx(600_000, rel=0.01), pytest.approx(600_000, rel=0.2)
     assert measure_health(workplace.settings).warehouse == WarehouseHealth(
-        None, {"bike_failures": 3, "free_bikes": 100_001}, None, None
+        None, {"bike_failures": 3, "free_bikes": estimated, "pipeline_runs": by_size}, None, None
     )
+
+
+def test_a_postgres_that_answers_too_late_is_slow_and_not_out_of_reach(workplace, monkeypatch):
+    monkeypatch.setattr(scripts.health, "STATEMENT_SECONDS", 1)
+    with (
+        closing(psycopg2.connect(**workplace.settings.postgres_parameters())) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("create table bike_stations as select now() as timestamp")
+        connection.commit()
+        cursor.execute("lock table bike_stations")
+        health = measure_health(workplace.settings)
+    assert health.warehouse == WarehouseHealth(None, {}, None, None, is_slow=True)
+    assert [
+        trouble for trouble in find_troubles(workplace.settings, health) if "Postgre" in trouble.what
+    ] == []
 
 
 def run_row(text, outcome, minutes=1, error=None):
