@@ -197,7 +197,7 @@ def test_status_ends_with_one_where_something_is_stale_and_with_zero_where_nothi
     before = sorted(live_workplace.settings.data_dir.rglob("*"))
     with the_only_job(live_workplace.settings, "backfill"):
         empty = live_workplace.just("status", check=False)
-    made = {path.name for path in {*live_workplace.settings.data_dir.rglob("*")} - {*before}}
+        made = {path.name for path in {*live_workplace.settings.data_dir.rglob("*")} - {*before}}
     assert made <= {"pipeline.lock", "lake", "_lease.json"}  # the job's
     assert empty.returncode == 1
     assert "wrm has no snapshot yet. Nobody polls it" in empty.stdout
