@@ -25,7 +25,7 @@ demo *arguments: _environment
 [group('main')]
 [no-exit-message]
 test *arguments: _environment
-    @python -m pytest --numprocesses 2 "$@"
+    @python -m pytest --numprocesses 3 --dist worksteal "$@"
 
 # Keep lake and PostgreSQL up to date until Ctrl-C: poll the feed, look at WATCH_ARCHIVE, build and export
 [group('main')]

@@ -145,7 +145,7 @@ class Watch:
                 break
             sensor.attempt()
             if sensor.error:
-                sensor.trouble = self._origin(sensor)
+                self._note_trouble(sensor)
             had_turn.append(sensor)
         return [f"{sensor.name}: {sensor.error}" for sensor in self.failing() if sensor in had_turn]
 
@@ -154,13 +154,15 @@ class Watch:
         turns = 2 if sensor is self.export and self.build in had_turn else 1
         return sensor.due_at <= time.monotonic() and had_turn.count(sensor) < turns
 
-    def _origin(self, sensor: Sensor) -> str:
-        """What a failure comes from: several sensors fail of one lake that is away, which is one trouble."""
+    def _note_trouble(self, sensor: Sensor) -> None:
+        """What a failure comes from: several sensors fail of one lake that is away, which is one trouble. It
+        stays the same trouble when the lake answers again before the sensor has come round."""
         if not _lake_answers(self.settings):
-            return "lake"
-        if not _warehouse_answers(self.settings):
-            return "warehouse"
-        return sensor.name
+            sensor.trouble = "lake"
+        elif not _warehouse_answers(self.settings):
+            sensor.trouble = "warehouse"
+        elif sensor.failures == 1:
+            sensor.trouble = sensor.name
 
     def failing(self) -> list[Sensor]:
         return [sensor for sensor in self.sensors if sensor.error]
@@ -287,7 +289,8 @@ class Watch:
         """Bring metrics and alerts up to date with how sources and PostgreSQL do."""
         health = measure_health(self.settings)
         self.metrics.note_health(health)
-        self.alerts.check(health)
+        if not self.raw.error:  # or snapshots wait on the local disk, and the feed only looks stale
+            self.alerts.check(health)
 
     @contextlib.contextmanager
     def _listing(self, part: str, days: set[date]) -> Iterator[None]:

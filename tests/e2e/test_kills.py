@@ -1,6 +1,6 @@
 """A job that is killed at any moment and run again ends with the rows of an undisturbed one.
 
-KILL_POINTS (default 3) says at how many moments, spread evenly over the length of a job.
+KILL_POINTS (default 2) says at how many moments, spread evenly over the length of a job.
 """
 
 import os
@@ -15,7 +15,7 @@ from conftest import FEW_BIKES, FEW_STATIONS, moment, raw_name, small_snapshot
 
 from ingestion.settings import PROJECT_ROOT
 
-POINTS = int(os.environ.get("KILL_POINTS", "3"))
+POINTS = int(os.environ.get("KILL_POINTS", "2"))
 LAKE_QUERIES = [
     f"select * exclude (fetched_at) from (from {model}) order by all"
     for model in (
