@@ -1,6 +1,6 @@
 """Compaction: many objects of bronze become one, no row is lost, doubled, built or exported anew.
 
-COMPACTION_KILL_POINTS (default 3) says how often one is killed, at moments of its work drawn by a seed.
+COMPACTION_KILL_POINTS (default 2) says how often one is killed, at moments of its work drawn by a seed.
 """
 
 import os
@@ -30,7 +30,7 @@ from scripts.compact_bronze import compact
 from scripts.run_dbt import run_dbt
 from scripts.run_pipeline import export_readings
 
-KILL_POINTS = int(os.environ.get("COMPACTION_KILL_POINTS", "3"))
+KILL_POINTS = int(os.environ.get("COMPACTION_KILL_POINTS", "2"))
 TABLES = ("station_snapshots", "fetch_attempts")
 MODELS = ("int_wrm__lines_parsed", "int_wrm__snapshots_received", "fct_hourly_coverage")
 LANDING = ("landing_wrm__bike_stations", "landing_wrm__free_bikes")
