@@ -341,18 +341,24 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
+def answering(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Have a server answering, in a thread of its own, for the length of a `with` block."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
 def running_feed(
     port: int = 0, city: City | None = None, speed: float = 1.0, offers_etag: bool = False
 ) -> Iterator[FeedServer]:
     """Have the simulated feed answering for the length of a `with` block."""
-    with FeedServer(port, city, speed, offers_etag) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with FeedServer(port, city, speed, offers_etag) as server, answering(server):
+        yield server
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from scripts.simulate_feed import answering
+
 CHUNK_BYTES = 64 * 1024
 
 
@@ -117,11 +119,5 @@ class _Hook(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def running_receiver() -> Iterator[Receiver]:
     """A receiver of alerts for the length of a `with` block."""
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with Receiver() as server, answering(server):
+        yield server
