@@ -236,16 +236,6 @@ class _Seen:
         return [self.built_until, *self.not_built] if self.built_until else self.not_built
 
 
-@dataclass(frozen=True)
-class _Hour:
-    """One hour of `fct_hourly_coverage`."""
-
-    started_at: datetime
-    observed_until: datetime
-    expected: float
-    received: int
-
-
 def _measure_lake(
     settings: Settings, now: datetime, runs: int, with_sizes: bool
 ) -> tuple[SourceHealth, _Observation | None, list[LayerHealth], list[RunHealth]]:
@@ -316,6 +306,7 @@ def _measure_source(settings: Settings, lake: LakeReader, seen: _Seen, now: date
     age_seconds = max(0.0, (now - last_at).total_seconds()) if last_at else None
     quality_day, quality_score = _last_quality(lake, now.date())
     lines, quarantined = _lines_of(lake, now.date())
+    gaps = _gaps(lake, seen.latest, now, _window_start(now))
     return SourceHealth(
         source=SOURCE,
         last_snapshot_at=last_at,
@@ -323,8 +314,8 @@ def _measure_source(settings: Settings, lake: LakeReader, seen: _Seen, now: date
         is_stale=age_seconds is None or age_seconds > settings.alert_stale_minutes * 60,
         failing_since=_failing_since(seen.polls),
         last_error=seen.polls[-1].error if seen.polls else None,
-        coverage_pct=_coverage_pct(lake, seen.not_built, now),
-        gaps=_gaps(lake, seen.latest, now, now - WINDOW),
+        coverage_pct=_coverage_pct(lake, seen, gaps, now),
+        gaps=gaps,
         quality_day=quality_day,
         quality_score=quality_score,
         lines_today=lines,
@@ -340,59 +331,24 @@ def _failing_since(polls: list[_Poll]) -> datetime | None:
     return since
 
 
-def _coverage_pct(lake: LakeReader, not_built: list[datetime], now: datetime) -> float | None:
-    """Of the snapshots due in the last 24 hours by the clock, the running one among them: as the hours tell
-    that were built, and as the gaps tell since then."""
-    since = now.replace(minute=0, second=0, microsecond=0) - WINDOW + timedelta(hours=1)
-    cadence = snapshot_cadence(now.date())
-    days = lake.built_days("fct_hourly_coverage")
-    hours = [hour for hour in _hours(lake, days, since, now, cadence) if hour.started_at >= since]
-    expected = sum(hour.expected for hour in hours)
-    received = sum(min(hour.received, hour.expected) for hour in hours)
-    if hours:
-        built_until = hours[-1].observed_until
-        expected += _silent_hours(hours, days[0], since) * (timedelta(hours=1) / cadence)
-    elif days:
-        built_until = since
-    elif not_built:
-        built_until = max(since, not_built[0])
-    else:
+def _coverage_pct(lake: LakeReader, seen: _Seen, gaps: list[Gap], now: datetime) -> float | None:
+    """Of the snapshots due since the window or the lake began, those that the gaps do not miss."""
+    if not seen.latest:
         return None
-    later = [at for at in not_built if at > max(since, built_until - cadence)]
-    due = max(0.0, (now - built_until) / cadence)
+    since = _window_start(now)
+    cadence = snapshot_cadence(now.date())
+    started_at = since
+    if min(lake.built_days(OBSERVATIONS) + lake.bronze_days(SNAPSHOTS)) >= since.date():
+        started_at = max(since, seen.observations[0].at - cadence)
     missing = sum(
-        missing_snapshots(start, end, cadence)
-        for start, end in pairwise([built_until - cadence, *later, now])
+        missing_snapshots(max(gap.started_at, since - cadence), gap.ended_at or now, cadence) for gap in gaps
     )
-    expected += due
-    received += max(0.0, due - missing)
-    return 100 * received / expected if expected else None
+    return max(0.0, 100 * (1 - missing / ((now - started_at) / cadence)))
 
 
-def _hours(
-    lake: LakeReader, days: list[date], since: datetime, now: datetime, cadence: timedelta
-) -> list[_Hour]:
-    rows = lake.model_rows(
-        "fct_hourly_coverage",
-        [day for day in days if since.date() <= day <= now.date()],
-        "select hour_started_at, first_observed_at, expected_count, received_count + unchanged_count "
-        "from rows order by 1",
-    )
-    hours = []
-    for started_at, first_observed_at, expected, received in rows:
-        # the lake's first hour begins with its first observation
-        is_first = not hours and _utc(started_at).date() == days[0] and first_observed_at is not None
-        observed_from = _utc(first_observed_at if is_first else started_at)
-        hours.append(_Hour(_utc(started_at), observed_from + expected * cadence, expected, received))
-    return hours
-
-
-def _silent_hours(hours: list[_Hour], first_day: date, since: datetime) -> int:
-    """Hours without a row before the last that has one: of days on which nothing was observed nor tried."""
-    told = {hour.started_at for hour in hours}
-    span = int((hours[-1].started_at - since) / timedelta(hours=1))
-    silent = {since + timedelta(hours=number) for number in range(span)} - told
-    return sum(hour.date() > first_day for hour in silent)
+def _window_start(now: datetime) -> datetime:
+    """24 hours by the clock, the running one among them."""
+    return now.replace(minute=0, second=0, microsecond=0) - WINDOW + timedelta(hours=1)
 
 
 def _gaps(lake: LakeReader, latest: list[datetime], now: datetime, since: datetime | None) -> list[Gap]:

@@ -102,8 +102,8 @@ def test_figures_of_built_days_and_of_what_came_or_failed_to_come_since(workplac
         is_stale=False,
         failing_since=None,
         last_error=None,
-        # eight hours, one of them without a snapshot, and the three tenths of one that is not late yet
-        coverage_pct=pytest.approx(100 * 42.3 / 48.3),
+        # eight hours without six snapshots, and the next with the three tenths of one that is not late yet
+        coverage_pct=pytest.approx(100 * 43.3 / 49.3),
         gaps=[gap],
         quality_day=date(2025, 5, 12),
         quality_score=score,
@@ -124,10 +124,10 @@ def test_figures_of_built_days_and_of_what_came_or_failed_to_come_since(workplac
     def measured(text):
         return measure_health(workplace.settings, measured_at=moment(text)).sources[0]
 
-    # five hours of silence: thirty snapshots and a half were due
+    # five hours of silence, in which thirty-one snapshots were due
     silent = measured("2025-05-13 11:05:00")
     assert (silent.is_stale, silent.gaps) == (True, [gap, Gap(moment("2025-05-13 05:50:00"), None)])
-    assert silent.coverage_pct == pytest.approx(100 * 42 / 78.5)
+    assert silent.coverage_pct == pytest.approx(100 * 42.5 / 79.5)
     # a whole day of it, on which there is nothing to build
     lost = measured("2025-05-15 08:00:00")
     assert (lost.coverage_pct, lost.lines_today, lost.quality_day) == (0.0, 0, date(2025, 5, 13))
@@ -145,7 +145,7 @@ def test_figures_of_built_days_and_of_what_came_or_failed_to_come_since(workplac
             source,
             last_snapshot_at=moment("2025-05-13 10:40:00"),
             age_seconds=300.0,
-            coverage_pct=pytest.approx(100 * 43.5 / 76.5),
+            coverage_pct=pytest.approx(100 * 44.5 / 77.5),
             gaps=[gap, Gap(moment("2025-05-13 05:50:00"), moment("2025-05-13 10:30:00"))],
         )
     ]
@@ -182,6 +182,17 @@ def public_tables():
 
 def rows_of(workplace, table):
     return workplace.warehouse_rows(f"select count(*) from {table}")[0][0]
+
+
+def test_a_lake_that_began_just_before_the_hour_is_covered(workplace, archive):
+    observed = moment("2025-05-13 05:56:00")
+    wrm.import_archive(workplace.settings, str(archive(**texts(["2025-05-13 05:56:00"]))))
+    build_and_export(workplace.settings, Stages())
+    for minutes in (1, 6, 14):
+        health = measure_health(workplace.settings, measured_at=observed + timedelta(minutes=minutes))
+        assert (health.sources[0].coverage_pct, health.sources[0].gaps) == (100.0, [])
+    silent = measure_health(workplace.settings, measured_at=observed + timedelta(minutes=30)).sources[0]
+    assert silent.coverage_pct == pytest.approx(100 * 2 / 4)  # the one now due is not late yet
 
 
 def test_polls_that_fail_and_payloads_that_repeat_are_told_before_anything_is_built(live_workplace, feed):
