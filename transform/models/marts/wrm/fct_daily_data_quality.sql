@@ -110,16 +110,13 @@ staleness as (
 ),
 
 scores as (
-    unpivot (
-        select
-            completeness.completeness_pct as completeness,
-            line_scores.validity_pct as validity,
-            line_scores.uniqueness_pct as uniqueness,
-            consistency.consistency_pct as consistency,
-        from completeness, line_scores, consistency
-    )
-    on completeness, validity, uniqueness, consistency
-    into name dimension value score
+    select 'completeness' as dimension, completeness_pct as score from completeness
+    union all
+    select 'validity' as dimension, validity_pct as score from line_scores
+    union all
+    select 'uniqueness' as dimension, uniqueness_pct as score from line_scores
+    union all
+    select 'consistency' as dimension, consistency_pct as score from consistency
 ),
 
 -- a dimension that the day has no numbers for does not weigh
@@ -127,6 +124,7 @@ overall as (
     select sum(scores.score * weights.weight) / sum(weights.weight) as quality_score,
     from scores
     inner join weights using (dimension)
+    where scores.score is not null
 ),
 
 final as (

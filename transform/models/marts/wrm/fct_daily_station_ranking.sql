@@ -3,23 +3,32 @@ with stations as (
 ),
 
 measured as (
-    unpivot (
-        select
-            station_id,
-            name,
-            movements_count::double as movements_count,
-            departures_count::double as departures_count,
-            arrivals_count::double as arrivals_count,
+    select
+        station_id,
+        name,
+        unnest([
+            'movements_count',
+            'departures_count',
+            'arrivals_count',
+            'turnover',
+            'average_bikes',
+            'empty_minutes',
+            'full_minutes',
+            'bikes_available_pct',
+            'spaces_available_pct',
+        ]) as measure,
+        unnest([
+            movements_count,
+            departures_count,
+            arrivals_count,
             turnover,
             average_bikes,
             empty_minutes,
             full_minutes,
             bikes_available_pct,
             spaces_available_pct,
-        from stations
-    )
-    on columns(* exclude (station_id, name))
-    into name measure value value
+        ]::double[]) as value,
+    from stations
 ),
 
 -- equal values may differ in the last digit, depending on the order of their sums
@@ -29,6 +38,7 @@ ranked as (
         row_number() over (partition by measure order by round(value, 9) desc, station_id) as rank_from_top,
         row_number() over (partition by measure order by round(value, 9), station_id) as rank_from_bottom,
     from measured
+    where value is not null
 ),
 
 final as (
