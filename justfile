@@ -96,6 +96,18 @@ export: _environment
 verify: _environment
     @python -m scripts.verify_lake
 
+# Tell what a change does to every table and column: impact [BASE] (--json, --markdown); status 2 when it breaks
+[group('change')]
+[no-exit-message]
+impact *arguments: _environment
+    @python -m scripts.assess_impact "$@"
+
+# Show where a column comes from, down to the raw payload: lineage bike_stations.bikes
+[group('change')]
+[no-exit-message]
+lineage *arguments: _environment
+    @python -m scripts.trace_lineage "$@"
+
 # dbt in a project: dbt transform build, dbt exports docs generate, …
 [group('tools')]
 [no-exit-message]

@@ -1,0 +1,327 @@
+"""What a change does to models and columns: two revisions compared, by SQLMesh's categories and the columns'
+graph.
+
+SQLMesh tells an additive change of a query from any other. The digests of `column_graph` say which columns
+and whether the rows of a model are made differently, and its edges what that reaches. A change is breaking
+when either says so; a query that is only written differently, with every digest as it was, is cosmetic.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.command import CommandError
+from scripts.revisions import changed_paths, commit_of, export_revision
+
+if TYPE_CHECKING:
+    from scripts.column_graph import Column, ColumnGraph, Shape
+    from scripts.macro_changes import Macros
+    from scripts.model_reader import Reading
+
+CATEGORIES = ("breaking", "additive", "cosmetic")
+# in place of a column: the rows of a table
+EVERY_ROW = "*"
+READ = ("transform/", "exports/", "ingestion/schemas.py")
+PROJECTS = ("transform", "exports")
+
+
+class LintError(CommandError):
+    """SQL that reads a column which is not there."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A changed model, seed, bronze table or file behind the models.
+
+    category: additive, cosmetic or breaking. reaches: by model downstream its columns, `*` for its rows.
+    """
+
+    name: str
+    path: str
+    category: str
+    reasons: list[str]
+    columns_added: list[str] = field(default_factory=list)
+    columns_removed: list[str] = field(default_factory=list)
+    columns_changed: list[str] = field(default_factory=list)
+    rows_may_change: bool = False
+    reaches: dict[str, list[str]] = field(default_factory=dict)
+    public_tables: list[str] = field(default_factory=list)
+    is_acknowledged: bool = False
+
+
+@dataclass(frozen=True)
+class Impact:
+    """What a change does; the worst first. `base`: hash of the commit that it is compared with."""
+
+    base: str
+    changes: list[Change]
+    warnings: list[str]
+
+    @property
+    def unacknowledged(self) -> list[Change]:
+        return [each for each in self.changes if each.category == "breaking" and not each.is_acknowledged]
+
+
+def assess_impact(base: str) -> Impact:
+    """The impact of the working tree on a revision. Raises `LintError`, `ModelsError`, `RevisionError`."""
+    base = commit_of(base)
+    if not any(path.startswith(READ) for path in changed_paths(base)):
+        read_and_graph(None)  # linted all the same
+        return Impact(base, [], [])
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        before, after = pool.map(read_and_graph, (base, None))
+    with tempfile.TemporaryDirectory(prefix="impact-") as scratch:
+        trees = Path(scratch) / "base", Path(scratch) / "change"
+        for revision, tree in zip((base, None), trees, strict=True):
+            export_revision(revision, tree)
+        return _Comparison(Revision.of(*before, trees[0]), Revision.of(*after, trees[1])).impact(base)
+
+
+def read_and_graph(revision: str | None) -> tuple[Reading, ColumnGraph]:
+    """The models of a revision and their columns. Raises `LintError` for those of the working tree."""
+    from scripts.column_graph import graph_columns
+    from scripts.model_reader import read_revision
+
+    reading = read_revision(revision)
+    if revision is None and reading.violations:
+        raise LintError("SQL reads columns that are not there.\n" + "\n".join(reading.violations))
+    return reading, graph_columns(reading.models)
+
+
+@dataclass(frozen=True)
+class Revision:
+    """All that is known of one side."""
+
+    reading: Reading
+    graph: ColumnGraph
+    tree: Path
+    macros: dict[str, Macros]
+
+    @classmethod
+    def of(cls, reading: Reading, graph: ColumnGraph, tree: Path) -> Revision:
+        from scripts.macro_changes import read_macros
+
+        return cls(reading, graph, tree, {project: read_macros(tree, project) for project in PROJECTS})
+
+    def configuration(self, name: str) -> str:
+        macros = self.macros.get(self.reading.projects[name])
+        return macros.configurations.get(name, "") if macros else ""
+
+    def text(self, name: str) -> bytes:
+        return (self.tree / self.reading.paths[name]).read_bytes()
+
+    @property
+    def change_log(self) -> str:
+        path = self.tree / "CHANGELOG.md"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def types(self, name: str) -> dict[str, str]:
+        """The types that a model's YAML declares, by column."""
+        columns = self.reading.described.get(name, {}).get("columns", [])
+        return {each["name"]: str(each["data_type"]) for each in columns if "data_type" in each}
+
+    @cached_property
+    def snapshots(self) -> dict[str, Any]:
+        """SQLMesh's snapshots, which it compares, by name."""
+        from sqlmesh.core.snapshot import Snapshot
+
+        nodes, cache = {model.fqn: model for model in self.reading.models.values()}, {}
+        return {
+            name: Snapshot.from_node(model, nodes=nodes, cache=cache)
+            for name, model in self.reading.models.items()
+        }
+
+    @cached_property
+    def readers(self) -> dict[Column, set[Column]]:
+        """What reads a column, or the rows of a table, directly."""
+        found: dict[Column, set[Column]] = {}
+        for name, shape in self.graph.made.items():
+            for column, part in {EVERY_ROW: shape.rows, **shape.columns}.items():
+                rows = {(table, EVERY_ROW) for table in part.tables}
+                for read in part.columns | part.chosen_by | rows:
+                    found.setdefault(read, set()).add((name, column))
+        return found
+
+
+class _Comparison:
+    def __init__(self, before: Revision, after: Revision) -> None:
+        from scripts.macro_changes import changed_in_sql
+
+        self.before, self.after = before, after
+        self.written = {
+            model: macros
+            for project in PROJECTS
+            for model, macros in changed_in_sql(before.macros[project], after.macros[project]).items()
+        }
+        self.acknowledged = acknowledged_names(after.change_log, before.change_log)
+
+    def impact(self, base: str) -> Impact:
+        changes = [
+            replace(each, is_acknowledged=bool(self._names(each) & self.acknowledged))
+            for each in (*self._machinery(), *self._models())
+        ]
+        changes.sort(key=lambda each: (CATEGORIES.index(each.category), each.path))
+        return Impact(base, changes, list(self._warnings()))
+
+    def _names(self, change: Change) -> set[str]:
+        return {change.name, change.path} if change.category == "breaking" else set()
+
+    def _machinery(self) -> Iterator[Change]:
+        from scripts.macro_changes import changed_machinery
+
+        for path, what in changed_machinery(self.before.tree, self.after.tree).items():
+            public = self._public(self.after.reading.projects)
+            yield Change(
+                Path(path).name, path, "breaking", [what], rows_may_change=True, public_tables=public
+            )
+
+    def _models(self) -> Iterator[Change]:
+        before, after = self.before.reading, self.after.reading
+        for name in sorted(before.models.keys() | after.models.keys()):
+            if name not in before.models:
+                columns = list(self.after.graph.made[name].columns)
+                yield Change(name, after.paths[name], "additive", ["it is new"], columns_added=columns)
+            elif name not in after.models:
+                columns = list(self.before.graph.made[name].columns)
+                change = Change(name, before.paths[name], "breaking", ["it is gone"], columns_removed=columns)
+                yield self._with_reach(change, True)
+            else:
+                yield from self._model(name)
+
+    def _model(self, name: str) -> Iterator[Change]:
+        before, after = self.before, self.after
+        old, new = before.graph.made[name], after.graph.made[name]
+        is_rebuilt = before.configuration(name) != after.configuration(name)
+        is_described = before.reading.described.get(name) != after.reading.described.get(name)
+        is_bronze = before.reading.projects[name] == "bronze"
+        is_rewritten = _known(old) != _known(new) if is_bronze else before.text(name) != after.text(name)
+        if not (is_rewritten or is_described or is_rebuilt or name in self.written):
+            return  # what it reads may have changed: that is told as what is reached
+        types = before.types(name), after.types(name)
+        declared = [each for each in types[0].keys() & types[1].keys() if types[0][each] != types[1][each]]
+        computed = [
+            each
+            for each in old.columns.keys() & new.columns.keys()
+            if old.columns[each].digest != new.columns[each].digest
+        ]
+        change = Change(
+            name,
+            after.reading.paths[name],
+            "",
+            [],
+            columns_added=[each for each in new.columns if old.columns and each not in old.columns],
+            columns_removed=[each for each in old.columns if new.columns and each not in new.columns],
+            columns_changed=sorted({*declared, *computed}),
+            rows_may_change=old.rows.digest != new.rows.digest,
+        )
+        reasons = list(self._reasons(change, declared, computed, is_rebuilt))
+        if not reasons and change.columns_added and self._is_breaking(name):
+            reasons.append("SQLMesh sees more in it than added columns")
+        category = "breaking" if reasons else "additive" if change.columns_added else "cosmetic"
+        if category == "cosmetic":
+            reasons = ["it is described or written differently and computes the same"]
+        if name in self.written:
+            reasons.append(f"through macros: {', '.join(self.written[name])}")
+        change = replace(change, category=category, reasons=reasons)
+        yield self._with_reach(change, is_rebuilt or bool(declared))
+
+    def _reasons(
+        self, change: Change, declared: list[str], computed: list[str], is_rebuilt: bool
+    ) -> Iterator[str]:
+        """Why a change of a model is breaking, if it is."""
+        if change.columns_removed:
+            yield "columns are gone"
+        if computed:
+            yield "columns are computed differently"
+        if declared:
+            yield "declared types are others"
+        if change.rows_may_change:
+            yield "other rows may be chosen"
+        if is_rebuilt:
+            yield "its configuration is another: it is built in another way"
+
+    def _is_breaking(self, name: str) -> bool:
+        from sqlmesh.core.config import CategorizerConfig
+        from sqlmesh.core.snapshot import SnapshotChangeCategory
+        from sqlmesh.core.snapshot.categorizer import categorize_change
+
+        old, new = self.before.snapshots[name], self.after.snapshots[name]
+        if not new.is_directly_modified(old) or new.model.is_metadata_only_change(old.model):
+            return False
+        category = categorize_change(new, old, config=CategorizerConfig.all_full())
+        return bool(category == SnapshotChangeCategory.BREAKING)
+
+    def _with_reach(self, change: Change, whatever_digests: bool) -> Change:
+        """The change with the columns and rows downstream that it reaches: all of them, or those that are
+        made from something else than before."""
+        columns = [*change.columns_added, *change.columns_removed, *change.columns_changed]
+        waiting = [(change.name, column) for column in columns]
+        if change.rows_may_change or whatever_digests:
+            waiting.append((change.name, EVERY_ROW))
+        reached: set[Column] = set()
+        while waiting:
+            read = waiting.pop()
+            for reader in self.before.readers.get(read, set()) | self.after.readers.get(read, set()):
+                if reader not in reached and (whatever_digests or self._has_grown_differently(*reader)):
+                    reached.add(reader)
+                    waiting.append(reader)
+        models: dict[str, list[str]] = {}
+        for name, column in sorted(reached):
+            if name != change.name:
+                models.setdefault(name, []).append(column)
+        own = {change.name} if change.category == "breaking" else set()
+        return replace(change, reaches=models, public_tables=self._public({*models, *own}))
+
+    def _has_grown_differently(self, name: str, column: str) -> bool:
+        parts = [_grown(side.graph.grown.get(name), column) for side in (self.before, self.after)]
+        return parts[0] != parts[1]
+
+    def _public(self, names: Iterable[str]) -> list[str]:
+        projects = self.before.reading.projects | self.after.reading.projects
+        return sorted(name for name in names if projects.get(name) == "exports")
+
+    def _warnings(self) -> Iterator[str]:
+        from scripts.macro_changes import code_version
+
+        before, after = self.before.macros["transform"], self.after.macros["transform"]
+        for model, macros in self.written.items():
+            if model in after.words and code_version(before, model) == code_version(after, model):
+                yield (
+                    f"{model}: days that are built stay as they are although {', '.join(macros)} changed. "
+                    "Raise its code_version, or write down why not."
+                )
+
+
+def _grown(shape: Shape | None, column: str) -> str | None:
+    if shape is None:
+        return None
+    part = shape.rows if column == EVERY_ROW else shape.columns.get(column)
+    return part.digest if part else None
+
+
+def _known(shape: Shape) -> Mapping[str, str]:
+    return {name: part.digest for name, part in shape.columns.items()}
+
+
+def acknowledged_names(change_log: str, known: str = "") -> set[str]:
+    """What the breaking entries of a change log's unreleased section name in backticks before their colon;
+    entries that a `known` change log has as well are of earlier changes."""
+    return {
+        name
+        for entry in _breaking_entries(change_log) - _breaking_entries(known)
+        for name in re.findall(r"`([^`]+)`", entry.partition(":")[0])
+    }
+
+
+def _breaking_entries(change_log: str) -> set[str]:
+    section = re.search(r"^## \[?Unreleased\]?.*?$(.*?)(?=^## |\Z)", change_log, re.MULTILINE | re.DOTALL)
+    entries = re.split(r"^- ", section[1] if section else "", flags=re.MULTILINE)
+    return {entry.strip() for entry in entries if entry.startswith("**Breaking**")}
