@@ -108,6 +108,12 @@ impact *arguments: _environment
 lineage *arguments: _environment
     @python -m scripts.trace_lineage "$@"
 
+# Show what a change does to rows, on made-up data: preview [BASE] (--json, --markdown, --examples N)
+[group('change')]
+[no-exit-message]
+preview *arguments: _environment
+    @python -m scripts.preview_change "$@"
+
 # dbt in a project: dbt transform build, dbt exports docs generate, …
 [group('tools')]
 [no-exit-message]

@@ -43,7 +43,7 @@ def _bronze_rows(day: date) -> dict[str, list[dict[str, Any]]]:
     """A day's rows of each bronze table."""
     snapshots, attempts = [], []
     before = None
-    for moment, text in _polls(day):
+    for moment, text in polls(day):
         payload = None if text is None else text.encode()
         is_unchanged = payload is not None and payload == before
         attempts.append(_attempt_row(moment, payload, is_unchanged))
@@ -54,7 +54,7 @@ def _bronze_rows(day: date) -> dict[str, list[dict[str, Any]]]:
     return rows if day == DAYS[1] else rows | {"failures": [_failures_row(day)]}
 
 
-def _polls(day: date) -> Iterator[tuple[datetime, str | None]]:
+def polls(day: date) -> Iterator[tuple[datetime, str | None]]:
     """Each poll of a day and what the feed says, None where it fails."""
     city = _city(day)
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)

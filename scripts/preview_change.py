@@ -2,15 +2,14 @@
 
 The base revision (default: where HEAD left the main branch) and the working tree, uncommitted edits and new
 files included, each build the same small lake of made-up data and a PostgreSQL in scratch places, with their
-own code and with defaults for all settings. Then every gold mart and every public table of the one is compared
-with the other's. Left out is what differs from build to build: the history of runs, and columns whose names
-end in `silver_seconds`, which a build measures of itself. No lake or warehouse of yours is touched.
+own code and defaults for all settings. Then every gold mart and public table of the one is compared with the
+other's. Left out is what differs from build to build: the history of runs, and columns whose names end in
+`silver_seconds`, which a build measures of itself. No lake or warehouse of yours is touched.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -21,33 +20,31 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import yaml
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ingestion import run_history
 from ingestion.lake import quoted
 from ingestion.settings import Settings, load_settings
 from scripts.command import CommandError, run_command
+from scripts.difference_report import Preview, show_text, to_json, to_markdown
 from scripts.revisions import changed_paths, commit_of, default_base, export_revision
 from scripts.start_postgres import running_postgres
-from scripts.table_differences import AFTER, BEFORE, EXAMPLES, Example, TableDifference, compare_tables
+from scripts.table_differences import AFTER, BEFORE, EXAMPLES, TableDifference, compare_tables
 from transform.plugins.lake import load_extension
 
 MEASURED = ("silver_seconds",)
 INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE")
 SHARED_FILES = {
-    "ingestion/schemas.py": "The bronze that both sides read has the change's schemas",
-    "requirements.txt": "Both sides run with the packages of this environment",
+    "ingestion/schemas.py": "the raw data that both sides read has the change's schemas",
+    "requirements.txt": "both sides ran with the packages of this environment",
 }
 ERROR_LINES = 30
-VALUE_CHARACTERS = 50
 
 _CHECK_CODE = """
 import sys
@@ -109,29 +106,13 @@ class Side:
         return inherited | places | {"DUCKDB_THREADS": "1", "LOG_LEVEL": "WARNING"}
 
 
-@dataclass(frozen=True)
-class Preview:
-    """How the tables of the working tree differ from those of the base, a full commit hash."""
-
-    base: str
-    notes: list[str]
-    tables: list[TableDifference]  # every table that was compared
-
-    @property
-    def different(self) -> list[TableDifference]:
-        return [table for table in self.tables if table.is_different]
-
-    @property
-    def equal(self) -> list[TableDifference]:
-        return [table for table in self.tables if not table.is_different]
-
-
 def preview(revision: str | None, examples: int = EXAMPLES) -> Preview:
     """Build a revision (None: the default base) and the working tree in scratch places, and compare them.
 
     Raises `RevisionError` where there is no such revision, and `PreviewError` where a side does not build.
     """
     base = commit_of(revision) if revision else default_base()
+    differing = sorted({*changed_paths(base)} & {*SHARED_FILES})
     with tempfile.TemporaryDirectory(prefix="bike-data-flow-preview-") as scratch:
         before = Side(BEFORE, base, Path(scratch, "base"))
         after = Side(AFTER, None, Path(scratch, "change"))
@@ -142,8 +123,7 @@ def preview(revision: str | None, examples: int = EXAMPLES) -> Preview:
         with running_postgres(before.settings), running_postgres(after.settings):
             build(before, after)
             tables = compare(before, after, examples)
-    differing = {*changed_paths(base)} & {*SHARED_FILES}
-    notes = [f"{path} differs. {SHARED_FILES[path]}." for path in sorted(differing)]
+    notes = [f"{path} differs: {SHARED_FILES[path]}." for path in differing]
     return Preview(base, notes, tables)
 
 
@@ -266,104 +246,6 @@ def _public_tables(conn: duckdb.DuckDBPyConnection, side: Side) -> dict[str, str
         [database, schema],
     ).fetchall()
     return {f"public.{name}": f'{database}.{schema}."{name}"' for (name,) in found}
-
-
-def show_text(found: Preview, console: Console) -> None:
-    """The differences as people read them."""
-    if found.different:
-        table = Table(title=_title(found), title_justify="left")
-        for heading in HEADINGS:
-            table.add_column(heading, justify="right" if heading in NUMBERS else "left")
-        for difference in found.different:
-            table.add_row(*(escape(cell) for cell in _cells(difference)))
-        console.print(table)
-    for difference in found.different:
-        if difference.examples:
-            console.print(f"\n[bold]{escape(difference.table)}[/]")
-        for example in difference.examples:
-            console.print(f"  {escape(_example_line(example))}", soft_wrap=True)
-    console.print(*(escape(line) for line in _closing_lines(found)), sep="\n", soft_wrap=True)
-
-
-NUMBERS = ("rows before", "rows after", "added", "removed", "changed")
-HEADINGS = ("table", *NUMBERS, "columns")
-
-
-def to_markdown(found: Preview) -> str:
-    """The same as Markdown, for a comment on a change."""
-    lines = [f"## {_title(found)}", ""]
-    if found.different:
-        lines += [_row(HEADINGS), _row("--:" if heading in NUMBERS else "---" for heading in HEADINGS)]
-        lines += [_row(_cells(difference)) for difference in found.different]
-        lines.append("")
-    for difference in found.different:
-        if difference.examples:
-            lines += [f"**{difference.table}**", ""]
-            lines += [f"- {_plain(_example_line(example))}" for example in difference.examples]
-            lines.append("")
-    return "\n".join([*lines, *_closing_lines(found)]) + "\n"
-
-
-def _row(cells: Any) -> str:
-    return f"| {' | '.join(_plain(cell) for cell in cells)} |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown and HTML take for nothing but text."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
-
-
-def to_json(found: Preview) -> str:
-    """All that was compared, equal or not, for machines."""
-    return json.dumps(asdict(found), indent=2, ensure_ascii=False)
-
-
-def _title(found: Preview) -> str:
-    return f"Rows of the working tree against base {found.base[:10]}, on made-up data"
-
-
-def _closing_lines(found: Preview) -> list[str]:
-    rows = sum(table.rows_after or 0 for table in found.equal)
-    other = " other" if found.different else ""
-    return [f"No differences in {len(found.equal)}{other} tables, {rows:,} rows.", *found.notes]
-
-
-def _cells(difference: TableDifference) -> list[str]:
-    rows = (difference.rows_before, difference.rows_after)
-    counts = (difference.added, difference.removed, difference.changed)
-    told = [*("no table" if count is None else f"{count:,}" for count in rows), *(f"{n:,}" for n in counts)]
-    return [difference.table, *told, _columns_cell(difference)]
-
-
-def _columns_cell(difference: TableDifference) -> str:
-    return ", ".join(
-        [
-            *(f"{name} {count:,}" for name, count in difference.columns_changed.items()),
-            *(f"+ {name} {kind}" for name, kind in difference.columns_added.items()),
-            *(f"− {name}" for name in difference.columns_removed),
-            *(f"{name} {old} → {new}" for name, (old, new) in difference.columns_retyped.items()),
-        ]
-    )
-
-
-def _example_line(example: Example) -> str:
-    key = ", ".join(f"{name}={_shown(value)}" for name, value in example.key.items())
-    values = ", ".join(f"{name} {_change(*pair)}" for name, pair in example.values.items())
-    return f"{key}: {values or example.kind}"
-
-
-def _change(before: str | None, after: str | None) -> str:
-    """`before → after`, of long texts the part where they begin to differ."""
-    start = len(os.path.commonprefix([before or "", after or ""]))
-    return " → ".join(_shown(value, start) for value in (before, after))
-
-
-def _shown(value: str | None, start: int = 0) -> str:
-    if value is None or len(value) <= VALUE_CHARACTERS:
-        return "null" if value is None else value
-    first = max(min(start - VALUE_CHARACTERS // 2, len(value) - VALUE_CHARACTERS), 0)
-    part = value[first : first + VALUE_CHARACTERS]
-    return f"{'…' if first else ''}{part}{'…' if first + VALUE_CHARACTERS < len(value) else ''}"
 
 
 def main() -> None:
