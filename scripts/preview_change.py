@@ -45,6 +45,7 @@ SHARED_FILES = {
     "requirements.txt": "both sides ran with the packages of this environment",
 }
 ERROR_LINES = 30
+WIDTH = 120
 
 _CHECK_CODE = """
 import sys
@@ -267,7 +268,10 @@ def main() -> None:
         elif given.markdown:
             print(to_markdown(found), end="")
         else:
-            show_text(found, Console(highlight=False))
+            console = Console(highlight=False)
+            if not console.is_terminal:
+                console.width = WIDTH
+            show_text(found, console)
 
     run_command(job)
 

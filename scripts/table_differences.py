@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import duckdb
 
@@ -105,21 +106,19 @@ def compare_tables(
         after, new = before, f"(from {old} limit 0)"
     both = {name: _readable(name, before[name], after[name]) for name in after if name in before}
     pairing = _Pairing(tuple(key) if set(key) <= set(both) else (), both)
-    _pair(conn, pairing, old, new)
-    added, removed, changed, columns_changed = _count_differences(conn, pairing)
+    if both:
+        rows = _compare_rows(conn, pairing, old, new, examples)
+    else:  # no row of the one can be told to be one of the other
+        rows = {"added": rows_after, "removed": rows_before, "changed": 0, "columns_changed": {}}
     return TableDifference(
         table,
         pairing.key,
         rows_before,
         rows_after,
-        added,
-        removed,
-        changed,
-        columns_changed,
         columns_added={name: after[name] for name in after if name not in before},
         columns_removed={name: before[name] for name in before if name not in after},
         columns_retyped={n: (before[n], after[n]) for n in both if before[n] != after[n]},
-        examples=_examples(conn, pairing, examples),
+        **rows,
     )
 
 
@@ -141,22 +140,24 @@ def _readable(column: str, before: str, after: str) -> str:
     return _named(column) if before == after or are_numbers else f"{_named(column)}::varchar"
 
 
-def _pair(conn: duckdb.DuckDBPyConnection, pairing: _Pairing, old: str, new: str) -> None:
-    """Have the temporary table `pairs` hold (old, new): each row of either state, null where it has none."""
+def _compare_rows(
+    conn: duckdb.DuckDBPyConnection, pairing: _Pairing, old: str, new: str, examples: int
+) -> dict[str, Any]:
+    """What differs in the rows of two relations. The temporary table `pairs` holds (old, new): each row of
+    either state as a struct, null where it has none."""
     conn.execute(f"""
         create or replace temp table pairs as
         with olds as ({pairing.rows(old, "old")}), news as ({pairing.rows(new, "new")})
         select old, new from olds full join news on olds.number = news.number and {pairing.is_pair()}""")
-
-
-def _count_differences(
-    conn: duckdb.DuckDBPyConnection, pairing: _Pairing
-) -> tuple[int, int, int, dict[str, int]]:
-    """Rows added, removed and changed, and rows changed by column."""
-    flags = pairing.has_changed()
-    counted = ", ".join(f"count(*) filter ({flag})" for flag in [*pairing.kinds().values(), *flags.values()])
-    [(removed, added, changed, *by_column)] = conn.execute(f"select {counted} from pairs").fetchall()
-    return added, removed, changed, {name: n for name, n in zip(flags, by_column, strict=True) if n}
+    kinds, flags = pairing.kinds(), pairing.has_changed()
+    counted = ", ".join(f"count(*) filter ({flag})" for flag in [*kinds.values(), *flags.values()])
+    [counts] = conn.execute(f"select {counted} from pairs").fetchall()
+    by_column = zip(flags, counts[len(kinds) :], strict=True)
+    return {
+        **dict(zip(kinds, counts, strict=False)),
+        "columns_changed": {name: count for name, count in by_column if count},
+        "examples": _examples(conn, pairing, examples),
+    }
 
 
 def _examples(conn: duckdb.DuckDBPyConnection, pairing: _Pairing, limit: int) -> tuple[Example, ...]:
