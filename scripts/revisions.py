@@ -10,6 +10,7 @@ from ingestion.settings import PROJECT_ROOT
 from scripts.command import CommandError
 
 MAIN_BRANCHES = ("origin/main", "main")
+NOTHING_FOUND = 1  # status of git where it finds no such revision, or none in common
 
 
 class RevisionError(CommandError):
@@ -20,8 +21,7 @@ def default_base() -> str:
     """The commit that the working tree is a change of: where HEAD left the main branch, which is HEAD's own
     commit on that branch. Raises `RevisionError` where git knows no such commit."""
     for branch in MAIN_BRANCHES:
-        found = _try_git("merge-base", "HEAD", branch)
-        if found is not None:
+        if _find_commit(branch) and (found := _git("merge-base", "HEAD", branch)):
             return found.decode().strip()
     raise RevisionError(
         f"No base is known to compare with: HEAD has no commit in common with {' or '.join(MAIN_BRANCHES)}. "
@@ -31,12 +31,17 @@ def default_base() -> str:
 
 def commit_of(revision: str) -> str:
     """The full hash of a revision's commit. Raises `RevisionError` where there is none."""
-    found = _try_git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    found = _find_commit(revision)
     if found is None:
         raise RevisionError(
             f"The revision is not known to git: {revision}. Fetch it, or name one that `git log` knows."
         )
-    return found.decode().strip()
+    return found
+
+
+def _find_commit(revision: str) -> str | None:
+    name = f"{revision}^{{commit}}"
+    return _git("rev-parse", "--verify", "--quiet", "--end-of-options", name).decode().strip() or None
 
 
 def export_revision(revision: str | None, folder: Path) -> None:
@@ -70,23 +75,14 @@ def _paths(*arguments: str) -> list[str]:
 
 
 def _git(*arguments: str) -> bytes:
-    done = _run_git(*arguments)
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()
-        raise RevisionError(f"git failed: {arguments[0]}. Mend what it says, then run again: {said}")
-    return done.stdout
-
-
-def _try_git(*arguments: str) -> bytes | None:
-    """What git says, None where it knows nothing of what it is asked for."""
-    done = _run_git(*arguments)
-    return done.stdout if done.returncode == 0 else None
-
-
-def _run_git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """What git says: nothing where it finds nothing."""
     if not (PROJECT_ROOT / ".git").exists():  # it may lie in a folder of somebody else's repository
         raise RevisionError(f"The project is not under git: {PROJECT_ROOT}. Clone it to compare revisions.")
     try:
-        return subprocess.run(["git", "-C", PROJECT_ROOT, *arguments], capture_output=True)
+        done = subprocess.run(["git", "-C", PROJECT_ROOT, *arguments], capture_output=True)
     except OSError as error:
         raise RevisionError(f"git cannot be run: {error}. Install it and run again.") from error
+    if done.returncode not in (0, NOTHING_FOUND):
+        said = done.stderr.decode(errors="replace").strip()
+        raise RevisionError(f"git failed: {arguments[0]}. Mend what it says, then run again: {said}")
+    return done.stdout

@@ -116,3 +116,8 @@ def test_no_base_and_no_repository_are_clear_errors(project, tmp_path, monkeypat
     monkeypatch.setattr(revisions, "PROJECT_ROOT", tmp_path)
     with pytest.raises(RevisionError, match=f"^The project is not under git: {tmp_path}. Clone it"):
         changed_paths("HEAD")
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(
+        RevisionError, match=r"^git failed: rev-parse\. Mend what it says, then run again: fatal"
+    ):
+        changed_paths("HEAD")
