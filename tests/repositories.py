@@ -16,14 +16,18 @@ def make_repository(folder: Path) -> Path:
     return folder
 
 
-def git(folder: Path, *arguments: str) -> None:
+def git(folder: Path, *arguments: str) -> str:
+    """What git prints."""
     me = ("-c", "user.name=me", "-c", "user.email=me@example.org")
-    subprocess.run(["git", "-C", folder, *me, *arguments], check=True)
+    done = subprocess.run(["git", "-C", folder, *me, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
-def commit(folder: Path) -> None:
+def commit(folder: Path, message: str = "as it stands") -> str:
+    """Commit everything; gives the hash."""
     git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "as it stands")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
+    return git(folder, "rev-parse", "HEAD")
 
 
 def edit(folder: Path, path: str, old: str, new: str) -> None:

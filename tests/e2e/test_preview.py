@@ -11,11 +11,11 @@ from datetime import timedelta
 from itertools import pairwise
 
 import pytest
+from repositories import commit, edit, git, make_repository
 
 from ingestion.settings import PROJECT_ROOT, load_settings
 from scripts.fixture_lake import DAYS, polls
 from scripts.preview_change import PreviewError, Side, read_keys, run_code
-from scripts.revisions import export_revision
 
 MARTS = "transform/models/marts/wrm"
 MARTS_AND_TABLES = {
@@ -27,12 +27,7 @@ PREVIEW = [sys.executable, "-m", "scripts.preview_change"]
 
 @pytest.fixture
 def project(tmp_path):
-    """The project as it stands, committed to `main` of a repository of its own."""
-    folder = tmp_path / "project"
-    export_revision(None, folder)
-    git(folder, "init", "--quiet", "--initial-branch=main")
-    commit(folder)
-    return folder
+    return make_repository(tmp_path / "project")
 
 
 @pytest.fixture
@@ -46,22 +41,6 @@ def elsewhere(tmp_path):
         "DLT_DATA_DIR": mine["DATA_DIR"],
     }
     return dict(os.environ) | mine | out_of_reach | {"TMPDIR": str(tmp_path / "scratch")}
-
-
-def git(folder, *arguments):
-    me = ("-c", "user.name=me", "-c", "user.email=me@example.org")
-    subprocess.run(["git", "-C", folder, *me, *arguments], check=True)
-
-
-def commit(folder):
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "as it stands")
-
-
-def edit(folder, path, old, new):
-    text = (folder / path).read_text()
-    assert text.count(old) == 1
-    (folder / path).write_text(text.replace(old, new))
 
 
 def add_a_column(project):

@@ -15,7 +15,7 @@ DROPPED = Change(
     reasons=["columns are gone"],
     columns_removed=["turnover"],
     rows_may_change=True,
-    reaches={"daily_network": ["*", *"abcdefg"], "landing_wrm__daily_network": ["turnover"]},
+    reaches={"daily_network": ["*", *"abcdefg"], "landing": ["turnover"]},
     public_tables=["daily_network"],
 )
 ADDED = Change("fct_coverage_gaps", "gaps.sql", "additive", [], columns_added=["minutes", "hours"])

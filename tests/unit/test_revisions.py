@@ -1,23 +1,10 @@
 """Revisions of a project in git, and its working tree."""
 
-import subprocess
-
 import pytest
+from repositories import commit, git
 
 from scripts import revisions
 from scripts.revisions import RevisionError, changed_paths, commit_of, default_base, export_revision
-
-
-def git(folder, *arguments):
-    me = ("-c", "user.name=me", "-c", "user.email=me@example.org")
-    done = subprocess.run(["git", "-C", folder, *me, *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def commit(folder, message="as it stands"):
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
-    return git(folder, "rev-parse", "HEAD")
 
 
 @pytest.fixture
