@@ -79,11 +79,12 @@ def folders_of_days(
     return flat | {f"{folder}/dt={day.isoformat()}" for folder in dated for day in days}
 
 
-def _find(filesystem: fsspec.AbstractFileSystem, folder: str, **options: Any) -> dict[str, dict[str, object]]:
+def _find(filesystem: fsspec.AbstractFileSystem, folder: str, **options: Any) -> dict[str, dict[str, Any]]:
     if _is_local(filesystem):
         options["on_error"] = "raise"
     try:
-        return filesystem.find(folder, detail=True, withdirs=False, **options)
+        found: dict[str, dict[str, Any]] = filesystem.find(folder, detail=True, withdirs=False, **options)
+        return found
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError as error:
@@ -108,7 +109,8 @@ def observed_at_of(name: str) -> tuple[datetime, str | None] | None:
     if match is None:
         return None
     try:
-        moment = datetime(*(int(part) for part in match.groups()[:6]), tzinfo=UTC)  # type: ignore[misc]
+        year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     except ValueError:  # the 31st of February
         return None
     return moment, _CODECS.get(match.group(7) or "")

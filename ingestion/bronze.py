@@ -16,6 +16,7 @@ import dlt
 import pendulum
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dlt.common.schema.typing import TSchemaContractDict
 from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
 from dlt.common.storages.load_package import (
     LoadPackageInfo,
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES_KEPT = 20
 
-_FROZEN = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
+_FROZEN: TSchemaContractDict = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
 
 
 # working directories and lakes whose state this process has compared; nobody else changes it meanwhile
@@ -191,7 +192,8 @@ def _loaded_bytes(package: LoadPackageInfo) -> dict[str, int]:
 def source_state(pipeline: dlt.Pipeline) -> dict[str, Any]:
     """The source's state as the last load left it: where its cursors live."""
     sources: dict[str, Any] = pipeline.state.get("sources", {})
-    return sources.get(pipeline.pipeline_name, {})
+    state: dict[str, Any] = sources.get(pipeline.pipeline_name, {})
+    return state
 
 
 def read_bronze_day(
@@ -209,7 +211,7 @@ def read_bronze_day(
 
 
 def _source(name: str, day: date, tables: dict[str, Iterable[pa.Table]], state: dict[str, Any]) -> DltSource:
-    @dlt.source(name=name, schema_contract=_FROZEN)  # type: ignore[arg-type]
+    @dlt.source(name=name, schema_contract=_FROZEN)
     def source() -> Iterator[DltResource]:
         for table, chunks in tables.items():
             yield dlt.resource(_remember_day(chunks, day), name=table, write_disposition="append")

@@ -88,7 +88,8 @@ def _mend_polish(name: str, times: int) -> str | None:
 
     `Ĺš` is Ś by cp1250 and Ź by iso-8859-2; where nothing else in the name decides, cp1250 is taken.
     """
-    undone = [text for encoding in _ONE_BYTE_ENCODINGS if (text := _undo(name, encoding)) not in (None, name)]
+    texts = (_undo(name, encoding) for encoding in _ONE_BYTE_ENCODINGS)
+    undone = [text for text in texts if text is not None and text != name]
     for text in undone:
         if _POLISH.sub("", text).isascii():
             return text

@@ -87,7 +87,7 @@ def fetch(
 def _wait_seconds(attempt: Attempt, first_wait_seconds: float) -> float:
     if attempt.retry_after_seconds is not None:
         return min(attempt.retry_after_seconds, LONGEST_WAIT_SECONDS)
-    backoff = first_wait_seconds * 2 ** (attempt.number - 1)
+    backoff = first_wait_seconds * 2.0 ** (attempt.number - 1)
     return min(backoff * random.uniform(0.5, 1.5), LONGEST_WAIT_SECONDS)
 
 
@@ -134,9 +134,9 @@ def _fetch_once(
         return outcome(
             **found, error=f"The feed is out of reach: {_reason(error)} at {url}", is_retriable=True
         )
-    error = _not_a_snapshot(payload)
-    if error:
-        return outcome(**found, response_bytes=len(payload), error=f"{error} from {url}")
+    fault = _not_a_snapshot(payload)
+    if fault:
+        return outcome(**found, response_bytes=len(payload), error=f"{fault} from {url}")
     return outcome(**found, payload=payload, response_bytes=len(payload))
 
 

@@ -23,7 +23,7 @@ from ingestion.settings import S3Settings, Settings
 BRONZE_LAYOUT = "{table_name}/dt={YYYY}-{MM}-{DD}/{load_id}.{file_id}.{ext}"
 
 
-class AtomicLocalFileSystem(LocalFileSystem):
+class AtomicLocalFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec tells no types
     """A local disk on which a file appears whole or not at all, as objects do on S3.
 
     dlt copies finished Parquet files into place with `put_file`; a kill in the middle of a plain copy would

@@ -12,6 +12,7 @@ import functools
 import json
 import platform
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -76,7 +77,7 @@ def record(settings: Settings, run: dict[str, Any], steps: list[Step]) -> None:
         | {"message": _told(step.message, settings)}
         for number, step in enumerate(steps, start=1)
     ]
-    tables = {"runs": [pa.Table.from_pylist([row], schema=PIPELINE_RUNS)]}
+    tables: dict[str, Iterable[pa.Table]] = {"runs": [pa.Table.from_pylist([row], schema=PIPELINE_RUNS)]}
     if rows:
         tables["steps"] = [pa.Table.from_pylist(rows, schema=PIPELINE_STEPS)]
     bronze.load_day_when_possible(SOURCE, settings, run["started_at"].date(), tables)
@@ -109,7 +110,7 @@ def git_commit() -> str | None:
     """The commit of the project's working tree, with a `+` where tracked files differ; None outside git."""
     if not (PROJECT_ROOT / ".git").exists():  # it may lie in a folder of somebody else's repository
         return None
-    command = ["git", "-C", PROJECT_ROOT, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

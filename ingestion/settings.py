@@ -91,7 +91,7 @@ class Settings:
     def landing_schema(self) -> str:
         return "landing" if self.postgres_schema == "public" else f"{self.postgres_schema}_landing"
 
-    def postgres_parameters(self) -> dict[str, str]:
+    def postgres_parameters(self) -> dict[str, Any]:
         """Connection parameters under libpq's names (host, port, user, password, dbname, sslmode, …)."""
         if self.postgres_url is None:
             return {

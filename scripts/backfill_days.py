@@ -202,7 +202,8 @@ def _read_manifest(settings: Settings, only: tuple[str, str]) -> dict[str, Any]:
     """dbt's nodes by their id; parsed with the option of the build, which then need not parse again."""
     run_dbt(settings, "transform", "--log-level", "none", "parse", *only)
     with open(settings.data_dir / "dbt" / "transform" / "manifest.json", encoding="utf-8") as file:
-        return json.load(file)["nodes"]
+        nodes: dict[str, Any] = json.load(file)["nodes"]
+    return nodes
 
 
 def _inputs(nodes: dict[str, Any], id: str) -> set[str]:

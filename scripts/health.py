@@ -184,8 +184,8 @@ def daily_quality(settings: Settings, days: int, today: date) -> list[dict[str, 
 
     def read() -> list[dict[str, Any]]:
         with closing(LakeReader(settings)) as lake:
-            names = ("dt", "quality_score", "completeness_pct", "validity_pct", "uniqueness_pct")
-            names += ("consistency_pct", "stations_count", "stale_feed_minutes")
+            names = ["dt", "quality_score", "completeness_pct", "validity_pct", "uniqueness_pct"]
+            names += ["consistency_pct", "stations_count", "stale_feed_minutes"]
             built = lake.built_days("fct_daily_data_quality")
             wanted = [day for day in built if today - timedelta(days=days) < day <= today]
             columns = ", ".join(names)
@@ -434,7 +434,7 @@ def _measure_warehouse(settings: Settings, newest: _Observation | None, now: dat
     if newest is None or reading_at is None or (first_day and newest.at.date() < first_day):
         return WarehouseHealth(None, rows, reading_at, None)
     # told by the fetch, as the feed's own clock may stand still
-    holds_newest = processed_at >= newest.fetched_at
+    holds_newest = processed_at is not None and processed_at >= newest.fetched_at
     lag_seconds = 0.0 if holds_newest else max(0.0, (newest.at - reading_at).total_seconds())
     return WarehouseHealth(None, rows, reading_at, lag_seconds)
 
@@ -455,7 +455,8 @@ def _table_rows(cursor: psycopg2.extensions.cursor, schema: str) -> dict[str, in
         cursor.execute(
             sql.SQL("explain (format json) select 1 from {}").format(sql.Identifier(schema, table))
         )
-        rows[table] = cursor.fetchone()[0][0]["Plan"]["Plan Rows"]
+        [(plans,)] = cursor.fetchall()
+        rows[table] = plans[0]["Plan"]["Plan Rows"]
     counts = [
         sql.SQL("select {}, count(*) from {}").format(sql.Literal(table), sql.Identifier(schema, table))
         for table in small
@@ -477,7 +478,7 @@ def _newest_reading(
             "from newest"
         ).format(table=sql.Identifier(schema, "bike_stations"))
     )
-    reading_at, processed_at = cursor.fetchone()
+    [(reading_at, processed_at)] = cursor.fetchall()
     return (_utc(reading_at), _utc(processed_at)) if reading_at else (None, None)
 
 

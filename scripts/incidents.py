@@ -98,10 +98,9 @@ class IncidentStore:
         before = dict(incidents)
         change(incidents)
         unsaved = copy.unsaved | {key for key in before | incidents if before.get(key) != incidents.get(key)}
-        if unsaved and self._ask_lake(lambda: self._write_lake(incidents, version)):
-            unsaved = set()
+        is_saved = bool(unsaved) and self._ask_lake(lambda: self._write_lake(incidents, version))
         troubles = _told_once(copy.troubles, "lake", self.trouble) if was_asked else copy.troubles
-        after = _Copy(incidents, unsaved, troubles)
+        after = _Copy(incidents, set() if is_saved else unsaved, troubles)
         if after != copy:
             _write_whole(self.path, _rendered_copy(after))
         return incidents
@@ -177,22 +176,23 @@ def copy_path(settings: Settings) -> Path:
 
 def within(seconds: float, action: Callable[[], Answer]) -> Answer:
     """What the action gives or raises; `TimeoutError` when it takes longer: then it is left to itself."""
-    outcome: dict[str, Any] = {}
+    answers: list[Answer] = []
+    errors: list[BaseException] = []
 
     def act() -> None:
         try:
-            outcome["answer"] = action()
+            answers.append(action())
         except BaseException as error:
-            outcome["error"] = error
+            errors.append(error)
 
     thread = threading.Thread(target=act, name="alerts", daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
         raise TimeoutError(f"no answer within {seconds:g} s")
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["answer"]
+    for error in errors:
+        raise error
+    return answers[0]
 
 
 def _merged(stored: Incidents, copy: _Copy) -> Incidents:

@@ -65,7 +65,8 @@ def read_states(lake: Lake) -> dict[str, ModelState]:
 def _entries(lake: Lake, folder: str) -> list[dict[str, Any]]:
     """What stands in a folder below the lake; nothing where there is no such folder."""
     try:
-        return lake.filesystem().ls(f"{lake.root}/{folder}", detail=True)
+        entries: list[dict[str, Any]] = lake.filesystem().ls(f"{lake.root}/{folder}", detail=True)
+        return entries
     except FileNotFoundError:
         return []
 
@@ -82,8 +83,9 @@ class LakeReader:
     def __init__(self, settings: Settings) -> None:
         self.lake = Lake.of(settings)
         self.filesystem = self.lake.filesystem()
-        limits = {"memory_limit": settings.duckdb_memory_limit, "threads": settings.duckdb_threads}
-        self.connection = duckdb.connect(config=limits)
+        self.connection = duckdb.connect(
+            config={"memory_limit": settings.duckdb_memory_limit, "threads": settings.duckdb_threads}
+        )
         for statement in storage_statements(self.lake):
             self.connection.execute(statement)
         self.connection.execute("set timezone = 'UTC'")
@@ -157,6 +159,5 @@ class LakeReader:
 
 
 def _written_at(entry: dict[str, Any]) -> datetime:
-    if "LastModified" in entry:
-        return entry["LastModified"]
-    return datetime.fromtimestamp(entry["mtime"], UTC)
+    written_at: datetime | None = entry.get("LastModified")
+    return written_at or datetime.fromtimestamp(entry["mtime"], UTC)

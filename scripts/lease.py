@@ -161,6 +161,7 @@ class _ObjectLease(Lease):
         self.bucket, self.key = lake.bucket_and_key(NAME)
         self.stopped = threading.Event()
         self.taken_by: Holder | None = None
+        self.etag, self.renewed_at = "", 0.0  # as of the last write
 
     def acquire(self) -> None:
         found = self._read()

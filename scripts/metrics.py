@@ -390,7 +390,7 @@ def _last_run(run: RunHealth) -> LastRun:
 
 
 def _unix(moment: datetime | None) -> float | None:
-    return moment and moment.timestamp()
+    return moment.timestamp() if moment else None
 
 
 def _age(now: datetime, moment: datetime | None) -> float:

@@ -92,7 +92,7 @@ def _noted_denial(denials: dict[str, Exception], layer: str) -> Iterator[None]:
     except PermissionError as error:
         denials[layer] = error
     except duckdb.HTTPException as error:
-        if error.status_code != 403:  # type: ignore[attr-defined]
+        if error.status_code != 403:
             raise
         denials[layer] = error
 
@@ -117,7 +117,7 @@ def _run_shell(preparation: str, arguments: list[str]) -> int:
         file.write(preparation)
         file.seek(0)
         signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the shell, which stops a query with it
-        command = [SHELL, "-no-init", "-cmd", f".read /dev/fd/{file.fileno()}", *arguments]
+        command = [str(SHELL), "-no-init", "-cmd", f".read /dev/fd/{file.fileno()}", *arguments]
         folder = os.environ.get("CALLED_FROM") or None  # `just` goes to the project's root
         return subprocess.run(command, pass_fds=[file.fileno()], cwd=folder).returncode
 

@@ -147,10 +147,11 @@ def _record_killed(settings: Settings, lease: Lease) -> None:
     holder = lease.left_by
     if holder is None or lease.is_death_recorded:
         return
+    started_at = datetime.fromisoformat(holder.since)
     row = {
         "run_id": holder.run_id,
         "job": holder.job,
-        "started_at": datetime.fromisoformat(holder.since),
+        "started_at": started_at,
         "outcome": "killed",
         # of another time and perhaps another machine: nobody knows
         **dict.fromkeys(("git_commit", "versions")),
@@ -159,7 +160,7 @@ def _record_killed(settings: Settings, lease: Lease) -> None:
     }
     with _at_worst_a_warning(holder.run_id):
         # it may have been killed after its record
-        if not run_history.is_recorded(settings, holder.run_id, row["started_at"]):
+        if not run_history.is_recorded(settings, holder.run_id, started_at):
             run_history.record(settings, row, [])
         lease.is_death_recorded = True  # of this lease's runs, one is enough to tell
 

@@ -268,7 +268,7 @@ class _Store:
         ]
 
     def _is_own(self, rule: Rule) -> bool:
-        return rule.get("ID", "").startswith(_rule_namespace(self.prefix))
+        return str(rule.get("ID", "")).startswith(_rule_namespace(self.prefix))
 
     def _rules(self) -> tuple[list[Rule], str | None]:
         """The bucket's rules, those of others among them, and from which size on objects move."""
@@ -378,7 +378,7 @@ def _policy(lake: Lake, reads: list[str], writes: list[str]) -> Policy:
     bucket, prefix = lake.bucket_and_key("")
     arn = f"arn:aws:s3:::{bucket}"
     below = {"StringLike": {"s3:prefix": [f"{prefix}{pattern.rstrip('*')}*" for pattern in reads]}}
-    statements = [
+    statements: list[dict[str, Any]] = [
         {"Sid": "List", "Action": ["s3:ListBucket"], "Resource": [arn], "Condition": below},
         {"Sid": "Read", "Action": ["s3:GetObject"], "Resource": [f"{arn}/{prefix}{name}" for name in reads]},
     ]

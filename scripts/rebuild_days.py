@@ -232,7 +232,7 @@ def _changes(before: Account | None, now: Account | None) -> list[str]:
     if now is None:
         return [""] * len(fields(Account))
     names = [field.name for field in fields(Account)]
-    return [_change(before and getattr(before, name), getattr(now, name)) for name in names]
+    return [_change(getattr(before, name) if before else None, getattr(now, name)) for name in names]
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -41,8 +41,8 @@ logger = logging.getLogger("bike-data-flow")
 def use_demo_settings() -> None:
     """Point every setting at the demo's own places, whatever .env and the environment say."""
     folder = PROJECT_ROOT / "data" / "demo"
-    embedded = ("ENVIRONMENT", "LAKE_URL", "POSTGRES_URL", "POSTGRES_SCHEMA")
-    embedded += ("EXPORT_RETENTION_DAYS", "DLT_DATA_DIR")
+    embedded = ["ENVIRONMENT", "LAKE_URL", "POSTGRES_URL", "POSTGRES_SCHEMA"]
+    embedded += ["EXPORT_RETENTION_DAYS", "DLT_DATA_DIR"]
     os.environ.update(dict.fromkeys(embedded, ""), DATA_DIR=str(folder), NO_PROXY="127.0.0.1,localhost")
 
 
@@ -89,7 +89,7 @@ def report(settings: Settings, stages: Stages, console: Console) -> None:
             console.print(_emptiest(cursor))
             _print_network(cursor, console)
             cursor.execute("select count(*), count(distinct station_id) from bike_stations")
-            rows, stations = cursor.fetchone()
+            [(rows, stations)] = cursor.fetchall()
     finally:
         connection.close()
     console.print(f"In PostgreSQL: bike_stations holds {rows:,} readings of {stations} stations.\n")

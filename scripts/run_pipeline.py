@@ -314,7 +314,8 @@ def main() -> None:
 
     def job(settings: Settings) -> str | None:
         if given.job == "backfill" and not given.archive and not has_days:
-            return show_gaps(settings)
+            show_gaps(settings)
+            return None
         with the_only_job(settings, given.job) as run:
             error = jobs_by_name[given.job](settings)
             if error:
