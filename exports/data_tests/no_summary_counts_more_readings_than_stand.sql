@@ -10,13 +10,13 @@ from {{ ref('stations_data_summary') }} as summary
 -- by time, not by date: of a reading that two days hold, the newer fetch gives the date
 left join {{ ref('bike_stations') }} as readings
     on readings."timestamp" between summary.earliest_reading and summary.latest_reading
-where summary.date in (
-    select exported.dt
-    from {{ source('landing', 'exported_objects') }} as exported
-    where exported.model = 'landing_wrm__stations_data_summary'
-        {%- if flags.WHICH == 'build' %}
-        and exported.exported_at > now() - interval '1 hour'
-        {%- endif %}
-)
+where
+    summary.date in (
+        select exported.dt
+        from {{ source('landing', 'exported_objects') }} as exported
+        where
+            exported.model = 'landing_wrm__stations_data_summary'
+            and (exported.exported_at > now() - interval '1 hour' or {{ (flags.WHICH != 'build') | lower }})
+    )
 group by summary.date, summary.total_records
 having summary.total_records > count(readings.id)

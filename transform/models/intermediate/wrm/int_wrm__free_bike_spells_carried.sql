@@ -9,9 +9,9 @@
     )
 }} -- of the macros distance_meters and utc_of_warsaw
 
--- A spell goes on while the bike is seen within 50 m of where it was. It ends when the bike is elsewhere, or was missing
--- from a snapshot for more than 15 minutes; hours without any snapshot end nothing. The last spell of a bike that is
--- away is carried for two days, for the trip that may follow.
+-- A spell goes on while the bike is seen within 50 m of where it was. It ends when the bike is elsewhere, or was
+-- missing from a snapshot for more than 15 minutes; hours without any snapshot end nothing. The last spell of a bike
+-- that is away is carried for two days, for the trip that may follow.
 with readings as (
     select * from {{ ref('int_wrm__free_bike_readings_deduplicated') }}
 ),
@@ -144,12 +144,16 @@ joined as (
             when spells.is_carried then before.is_first_outside_service_area
             else spells.is_first_outside_service_area
         end as is_first_outside_service_area,
-        case when spells.is_carried then before.first_battery_pct else spells.first_battery_pct end as first_battery_pct,
+        case
+            when spells.is_carried then before.first_battery_pct
+            else spells.first_battery_pct
+        end as first_battery_pct,
         coalesce(spells.last_battery_pct, before.last_battery_pct) as last_battery_pct,
         spells.is_outside_service_area,
         spells.is_present,
         spells.readings_of_day_count,
-        spells.readings_of_day_count + case when spells.is_carried then before.readings_count else 0 end as readings_count,
+        case when spells.is_carried then before.readings_count else 0 end
+        + spells.readings_of_day_count as readings_count,
         case
             when spells.is_carried then before.previous_ended_at
             else lag(spells.last_observed_at) over bike

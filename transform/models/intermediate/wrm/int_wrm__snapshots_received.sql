@@ -7,7 +7,7 @@ lines_parsed as (
 ),
 
 fetch_attempts as (
-    select * from {{ source('wrm', 'fetch_attempts') }} as fetch_attempts
+    select * from {{ source('wrm', 'fetch_attempts') }}
 ),
 
 -- Lines are counted in the payloads, not in what was parsed from them: the conservation test compares the two.

@@ -12,8 +12,10 @@ compared as (
         longitude,
         docks_count,
         is_outside_service_area,
-        (name, latitude, longitude, docks_count)
-        is distinct from lag((name, latitude, longitude, docks_count)) over station as is_start,
+        (
+            (name, latitude, longitude, docks_count)
+            is distinct from lag((name, latitude, longitude, docks_count)) over station
+        ) as is_start,
     from readings
     -- what a clock that is far off says of then is of now
     where observed_at between snapshot_observed_at - interval 1 day and snapshot_observed_at + interval 1 hour

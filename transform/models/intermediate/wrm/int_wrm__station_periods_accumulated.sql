@@ -73,8 +73,9 @@ neighbours as (
         lag(docks_count) over station as earlier_docks_count,
         lag(was_current) over station as earlier_was_current,
         row_number() over station = 1 as is_first,
-        {{ distance_meters('lag(last_latitude) over station', 'lag(last_longitude) over station', 'latitude', 'longitude') }}
-        as meters_from_earlier,
+        {{ distance_meters(
+            'lag(last_latitude) over station', 'lag(last_longitude) over station', 'latitude', 'longitude'
+        ) }} as meters_from_earlier,
     from pieces
     window station as (partition by station_id order by known_period nulls last, first_observed_at)
 ),
@@ -90,7 +91,9 @@ compared as (
                     case when not earlier_was_current then 'reappeared' end,
                     case when not is_first and name is distinct from earlier_name then 'renamed' end,
                     case when meters_from_earlier > 50 then 'moved' end,
-                    case when not is_first and docks_count is distinct from earlier_docks_count then 'docks_changed' end,
+                    case
+                        when not is_first and docks_count is distinct from earlier_docks_count then 'docks_changed'
+                    end,
                 ],
                 lambda kind: kind is not null
             ), ',')
@@ -156,7 +159,7 @@ final as (
         end as valid_to,
         next_valid_from is null and not is_out_of_sight as is_current,
         next_valid_from is null and is_out_of_sight or coalesce(next_change_kinds like 'reappeared%', false)
-        as has_vanished,
+            as has_vanished,
         change_kinds,
         list_contains(string_split(change_kinds, ','), 'moved') as has_moved,
         moved_meters,

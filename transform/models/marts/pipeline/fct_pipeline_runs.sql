@@ -24,12 +24,18 @@ counted as (
         sum(rows_count) filter (kind = 'dlt_load') as rows_loaded_count,
         sum(size_bytes) filter (kind = 'dlt_load') as loaded_bytes,
         sum(rows_count) filter (
-            kind = 'dbt_node' and resource_type = 'model' and project = 'transform' and not starts_with(name, 'landing_')
+            kind = 'dbt_node'
+            and resource_type = 'model'
+            and project = 'transform'
+            and not starts_with(name, 'landing_')
         ) as rows_built_count,
-        sum(rows_count) filter (kind = 'dbt_node' and resource_type = 'model' and project = 'exports') as rows_exported_count,
+        sum(rows_count) filter (
+            kind = 'dbt_node' and resource_type = 'model' and project = 'exports'
+        ) as rows_exported_count,
     from steps
     -- every run adds to the history of runs
-    where name not in ('fct_pipeline_runs', 'fct_pipeline_steps', 'pipeline_runs', 'pipeline_steps')
+    where
+        name not in ('fct_pipeline_runs', 'fct_pipeline_steps', 'pipeline_runs', 'pipeline_steps')
         or error is not null
     group by run_id
 ),

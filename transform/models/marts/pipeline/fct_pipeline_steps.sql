@@ -4,7 +4,8 @@
     )
 }}
 
--- A run may have begun before midnight. Its own attempts are no run's yet while it goes on: a run is recorded at its end.
+-- A run may have begun before midnight. Its own attempts are no run's yet while it goes on: a run is recorded at its
+-- end.
 with runs as (
     select * from {{ ref('stg_pipeline__runs') }}
 ),
@@ -14,7 +15,7 @@ steps as (
 ),
 
 fetch_attempts as (
-    select * from {{ source('wrm', 'fetch_attempts') }} as fetch_attempts
+    select * from {{ source('wrm', 'fetch_attempts') }}
 ),
 
 recorded as (

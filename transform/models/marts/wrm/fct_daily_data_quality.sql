@@ -41,7 +41,7 @@ line_scores as (
     select
         100.0 * (lines_count - quarantined_count) / nullif(lines_count, 0) as validity_pct,
         100.0 * (lines_count - quarantined_count - duplicates_count) / nullif(lines_count - quarantined_count, 0)
-        as uniqueness_pct,
+            as uniqueness_pct,
         mended_names_count,
     from processing
 ),
@@ -75,7 +75,7 @@ last_day as (
         station_id,
         min(observed_at) as first_observed_at,
         max(observed_at) as last_observed_at,
-        count(distinct (bikes_count, spaces_count)) > 1 as has_changed,
+        count(distinct row(bikes_count, spaces_count)) > 1 as has_changed,
     from timely_readings
     where observed_at > (select max(observed_at) - interval 24 hour from timely_readings)
     group by station_id
@@ -86,7 +86,8 @@ frozen as (
         count(*) as frozen_stations_count,
         to_json(coalesce(list(station_id order by station_id), []))::varchar as frozen_station_ids,
     from last_day
-    where not has_changed
+    where
+        not has_changed
         and last_observed_at - first_observed_at >= interval 23 hour
         and (select bool_or(has_changed) from last_day)
 ),

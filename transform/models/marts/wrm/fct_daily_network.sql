@@ -52,16 +52,17 @@ peak as (
 ),
 
 profile as (
-    select to_json(list({
-        'hour_started_at_warsaw': strftime(hour_started_at_warsaw, '%Y-%m-%dT%H:%M'),
-        'hour_started_at': strftime(hour_started_at, '%Y-%m-%dT%H:%MZ'),
-        'average_bikes': round(average_bikes, 3),
-        'average_spaces': round(average_spaces, 3),
-        'departures': departures_count,
-        'arrivals': arrivals_count,
-        'empty_pct': round(empty_pct, 3),
-        'full_pct': round(full_pct, 3)
-    } order by hour_started_at))::varchar as hour_profile,
+    select
+        to_json(list({
+            'hour_started_at_warsaw': strftime(hour_started_at_warsaw, '%Y-%m-%dT%H:%M'),
+            'hour_started_at': strftime(hour_started_at, '%Y-%m-%dT%H:%MZ'),
+            'average_bikes': round(average_bikes, 3),
+            'average_spaces': round(average_spaces, 3),
+            'departures': departures_count,
+            'arrivals': arrivals_count,
+            'empty_pct': round(empty_pct, 3),
+            'full_pct': round(full_pct, 3)
+        } order by hour_started_at))::varchar as hour_profile,
     from hours
 ),
 

@@ -17,7 +17,7 @@ lines_quarantined as (
 ),
 
 fetch_attempts as (
-    select * from {{ source('wrm', 'fetch_attempts') }} as fetch_attempts
+    select * from {{ source('wrm', 'fetch_attempts') }}
 ),
 
 received as (
@@ -45,9 +45,10 @@ reasons as (
 ),
 
 reasons_listed as (
-    select coalesce(
-        to_json(map_from_entries(list((reason, reason_count) order by reason_count desc, reason)))::varchar, '{}'
-    ) as quarantined_by_reason,
+    select
+        coalesce(
+            to_json(map_from_entries(list((reason, reason_count) order by reason_count desc, reason)))::varchar, '{}'
+        ) as quarantined_by_reason,
     from reasons
 ),
 
@@ -73,8 +74,10 @@ final as (
         kept.quarantined_count,
         reasons_listed.quarantined_by_reason,
         received.mended_names_count,
-        round(100.0 * (kept.station_readings_count + kept.free_bike_readings_count)
-            / nullif(received.lines_count, 0), 3) as kept_pct,
+        round(
+            100.0 * (kept.station_readings_count + kept.free_bike_readings_count)
+            / nullif(received.lines_count, 0), 3
+        ) as kept_pct,
         fetched.attempts_count,
         fetched.failed_attempts_count,
         fetched.unchanged_attempts_count,

@@ -11,7 +11,7 @@ final as (
         last_observed_at,
         epoch_us(last_observed_at - started_at) / 60000000.0 as idle_minutes,
         epoch_us(last_observed_at - greatest(started_at, {{ utc_of_warsaw(day_built()) }})) / 60000000.0
-        as idle_minutes_of_day,
+            as idle_minutes_of_day,
         not is_present as has_ended,
         latitude,
         longitude,

@@ -17,7 +17,7 @@ moved as (
         first_latitude as end_latitude,
         first_longitude as end_longitude,
         {{ distance_meters('previous_latitude', 'previous_longitude', 'first_latitude', 'first_longitude') }}
-        as distance_meters,
+            as distance_meters,
         previous_battery_pct as start_battery_pct,
         first_battery_pct as end_battery_pct,
         is_previous_outside_service_area or is_first_outside_service_area as is_outside_service_area,

@@ -12,7 +12,7 @@ with snapshots as (
 ),
 
 fetch_attempts as (
-    select * from {{ source('wrm', 'fetch_attempts') }} as fetch_attempts
+    select * from {{ source('wrm', 'fetch_attempts') }}
 ),
 
 cadences as (
@@ -33,7 +33,8 @@ polls as (
     -- refused files of an archive carry the time of their import, which may lie on any day
     select attempted_at::timestamp as polled_at, false as is_snapshot, false as is_unchanged, true as has_failed,
     from fetch_attempts
-    where resource = 'station_snapshots'
+    where
+        resource = 'station_snapshots'
         and error is not null
         and attempted_at::timestamp::date = {{ day_built() }}
 ),

@@ -1,6 +1,6 @@
 -- A run that died between its record and the end of its lease may be told twice: by itself, and as killed.
 with source as (
-    select * from {{ source('pipeline', 'runs') }} as runs
+    select * from {{ source('pipeline', 'runs') }}
 ),
 
 final as (

@@ -1,5 +1,5 @@
 with source as (
-    select * from {{ source('pipeline', 'steps') }} as steps
+    select * from {{ source('pipeline', 'steps') }}
 ),
 
 final as (

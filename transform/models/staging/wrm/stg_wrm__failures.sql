@@ -1,7 +1,7 @@
 -- The columns of the operator's file are not documented: those whose headers the seed knows are taken, all others
 -- travel in `attributes`.
 with source as (
-    select * from {{ source('wrm', 'failures') }} as failures
+    select * from {{ source('wrm', 'failures') }}
 ),
 
 known_headers as (
@@ -14,7 +14,7 @@ decoded as (
         observed_at::timestamp as observed_at,
         fetched_at::timestamp as fetched_at,
         payload_sha256,
-        cast(cast(mended_names as json) as map(varchar, varchar)) as mended_names,
+        mended_names::json::map(varchar, varchar) as mended_names, -- noqa: LT01, map() is one type
         -- PostgreSQL's text and jsonb hold no NUL; a byte-order mark is no part of the first header; lines end in LF,
         -- CRLF or CR
         regexp_replace(
@@ -59,8 +59,8 @@ files as (
     from delimiters_counted
 ),
 
--- A token is a field with the delimiter or line break before it, so that all tokens together are the whole file. A quote
--- opens a field only where the field begins; text behind the closing one belongs to the field as it is written.
+-- A token is a field with the delimiter or line break before it, so that all tokens together are the whole file. A
+-- quote opens a field only where the field begins; text behind the closing one belongs to the field as it is written.
 tokenised as (
     select
         file_number,
@@ -162,7 +162,8 @@ columns_found as (
         end as column_name,
         -- unique within a file, whatever its headers: one that could be taken for another tells its position
         case
-            when headers.is_unnamed or regexp_matches(headers.name, ' #[0-9]+$')
+            when
+                headers.is_unnamed or regexp_matches(headers.name, ' #[0-9]+$')
                 or row_number() over (
                     partition by headers.file_number, headers.name order by headers.position
                 ) > 1
@@ -194,7 +195,8 @@ records_judged as (
     from records
     join headers_judged using (file_number)
     -- without a known column there is no header either
-    qualify row_number() over (partition by records.file_number order by records.record_number) > 1
+    qualify
+        row_number() over (partition by records.file_number order by records.record_number) > 1
         or not headers_judged.has_known_column
 ),
 
@@ -211,7 +213,7 @@ values_named as (
                 -- year 0 and infinity are no dates
                 then regexp_extract(
                     fields.value,
-                    '^([12]\d{3}-\d{1,2}-\d{1,2}|\d{1,2}[.-]\d{1,2}[.-][12]\d{3})(?:[ T]+([\d:.]+)(Z|[+-]\d\d:?\d\d)?)?$',
+                    '^([12]\d{3}-\d{1,2}-\d{1,2}|\d{1,2}[.-]\d{1,2}[.-][12]\d{3})(?:[ T]+([\d:.]+)(Z|[+-]\d\d:?\d\d)?)?$', -- noqa: LT05, a pattern in one piece
                     ['day', 'clock', 'utc_offset']
                 )
         end as date_parts,
@@ -308,7 +310,7 @@ final as (
         judged.reported_at,
         judged.resolved_at,
         judged.status,
-        coalesce(judged.attributes, map {}::map(varchar, varchar)) as attributes,
+        coalesce(judged.attributes, map()::map(varchar, varchar)) as attributes, -- noqa: LT01, map() is one type
         judged.record,
     from judged
     join files using (file_number)

@@ -1,5 +1,5 @@
 with source as (
-    select * from {{ source('wrm', 'station_snapshots') }} as station_snapshots
+    select * from {{ source('wrm', 'station_snapshots') }}
 ),
 
 decoded as (
@@ -9,7 +9,7 @@ decoded as (
         payload_sha256,
         payload_bytes,
         source_key,
-        cast(cast(mended_names as json) as map(varchar, varchar)) as mended_names,
+        mended_names::json::map(varchar, varchar) as mended_names, -- noqa: LT01, map() is one type
         -- a byte-order mark is no part of the first column's name
         ltrim(coalesce(payload_text, decode(payload, 'replace')), chr(65279)) as content,
     from source

@@ -25,9 +25,10 @@ service_areas as (
 ),
 
 areas as (
-    select list({
-        'south': min_latitude, 'north': max_latitude, 'west': min_longitude, 'east': max_longitude
-    }) as areas,
+    select
+        list({
+            'south': min_latitude, 'north': max_latitude, 'west': min_longitude, 'east': max_longitude
+        }) as areas,
     from service_areas
     where system_id = 'wrm'
 ),
@@ -37,10 +38,10 @@ positions as (
     select
         *,
         {%- for column, header_name in feed_columns.items() %}
-        list_position(header, '{{ header_name }}') as {{ column }}_position,
+            list_position(header, '{{ header_name }}') as {{ column }}_position,
         {%- endfor %}
         list_sort(list_distinct(list_filter(
-            header, lambda field: field not in ('{{ feed_columns.values() | join("', '") }}')
+            header, lambda field: field not in ('{{ feed_columns.values() | join("', '") }}') -- noqa: LT05, short as written
         )))[:100] as extra_columns,
     from snapshots
 ),
@@ -121,7 +122,7 @@ named as (
         -- columns that the feed did not have when this was written
         case
             when len(extra_columns) > 0 and len(fields) = len(header) then map_from_entries(list_transform(
-                extra_columns, lambda field: {'key': field, 'value': fields[list_position(header, field)]}
+                extra_columns, lambda field: struct_pack(key := field, value := fields[list_position(header, field)])
             ))
         end as extra_fields,
         id_position is null or timestamp_position is null or name_position is null
@@ -170,7 +171,8 @@ judged as (
                     end,
                     -- before 2008 there was no such feed; a day ahead of the snapshot is no clock's error
                     case
-                        when unix_microseconds is null
+                        when
+                            unix_microseconds is null
                             or unix_microseconds < 1199145600000000
                             or unix_microseconds > epoch_us(snapshot_observed_at) + 86400000000
                             then 'implausible_timestamp'
@@ -180,19 +182,22 @@ judged as (
                             then 'unreadable_offset'
                     end,
                     case
-                        when latitude is null or longitude is null
+                        when
+                            latitude is null or longitude is null
                             or not latitude between -90 and 90 or not longitude between -180 and 180
                             then 'implausible_place'
                     end,
                     case
-                        when bikes_count is null or spaces_count is null
+                        when
+                            bikes_count is null or spaces_count is null
                             or not bikes_count between 0 and 10000 or not spaces_count between 0 and 10000
                             or (docks <> '' and not coalesce(docks_count between 0 and 10000, false))
                             or (pedelecs <> '' and not coalesce(pedelecs_count between 0 and 10000, false))
                             then 'implausible_count'
                     end,
                     case
-                        when (installed is not null and is_installed is null)
+                        when
+                            (installed is not null and is_installed is null)
                             or (locked is not null and is_locked is null)
                             or (temporary is not null and is_temporary is null)
                             then 'unknown_boolean'
@@ -236,7 +241,8 @@ final as (
         coalesce(bikes_count + spaces_count <> docks_count, false) as has_capacity_mismatch,
         coalesce(len(list_filter(
             areas,
-            lambda area: latitude between area.south and area.north and longitude between area.west and area.east
+            lambda area: latitude between area['south'] and area['north']
+            and longitude between area['west'] and area['east']
         )) = 0, false) as is_outside_service_area,
         line,
     from judged
