@@ -33,14 +33,11 @@ test *arguments: _environment
 watch: _environment
     @python -m scripts.watch_lake
 
-# Check style and schemas: Python, this justfile, workflows; in seconds
+# Check all that is text, in seconds: style, types, SQL, YAML, names, links; or some: check types sql
 [group('main')]
 [no-exit-message]
-check: _environment
-    @ruff format --quiet --check .
-    @ruff check --quiet .
-    @just --fmt --check --unstable
-    @check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+check *tools: _environment
+    @python -m scripts.check_style "$@"
 
 # Take one live snapshot and bring it through every stage
 [group('main')]

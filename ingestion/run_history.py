@@ -110,7 +110,8 @@ def git_commit() -> str | None:
     """The commit of the project's working tree, with a `+` where tracked files differ; None outside git."""
     if not (PROJECT_ROOT / ".git").exists():  # it may lie in a folder of somebody else's repository
         return None
-    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    folder = str(PROJECT_ROOT)
+    command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -102,7 +102,9 @@ class City:
         offsets = self._offsets(observed_at)
         start = observed_at.timestamp() + 0.947606
         rows = [HEADER]
-        places: list[tuple[int | str, str]] = [self._station_fields(station, rhythm_at) for station in self.stations]
+        places: list[tuple[int | str, str]] = [
+            self._station_fields(station, rhythm_at) for station in self.stations
+        ]
         places += [
             self._free_bike_fields(bike, rhythm_at)
             for bike in self.free_bike_ids
