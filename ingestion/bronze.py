@@ -7,7 +7,7 @@ under its own `dt` when a later run finishes it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
 from typing import Any
@@ -106,7 +106,7 @@ def _load(pipeline: dlt.Pipeline) -> None:
 def load_day(
     pipeline: dlt.Pipeline,
     day: date,
-    tables: dict[str, Iterable[pa.Table]],
+    tables: Mapping[str, Iterable[pa.Table]],
     state: dict[str, Any] | None = None,
 ) -> None:
     """Load Arrow tables that were observed on one UTC day, and merge `state` into the source's state, as one
@@ -119,7 +119,7 @@ def load_day(
 
 
 def load_day_when_possible(
-    source: str, settings: Settings, day: date, tables: dict[str, Iterable[pa.Table]]
+    source: str, settings: Settings, day: date, tables: Mapping[str, Iterable[pa.Table]]
 ) -> None:
     """Load Arrow tables of one UTC day and of a source without cursors, with what is pending of it; where the
     lake is out of reach, leave them pending with a warning."""
@@ -210,7 +210,9 @@ def read_bronze_day(
     return rows
 
 
-def _source(name: str, day: date, tables: dict[str, Iterable[pa.Table]], state: dict[str, Any]) -> DltSource:
+def _source(
+    name: str, day: date, tables: Mapping[str, Iterable[pa.Table]], state: dict[str, Any]
+) -> DltSource:
     @dlt.source(name=name, schema_contract=_FROZEN)
     def source() -> Iterator[DltResource]:
         for table, chunks in tables.items():

@@ -206,43 +206,33 @@ class _Walk:
         return Shape(dict(zip(select.named_selects, ordered, strict=True)), rows, ordered)
 
     def _rows(self, scope: Scope, parts: list[Part]) -> Part:
+        """The rows of a select, whose select list has these parts."""
         select = scope.expression
-        sources = [self._source(source).rows for _, source in scope.selected_sources.values()]
-        tables = [
-            plain_name(exp.table_name(source))
-            for _, source in scope.selected_sources.values()
-            if isinstance(source, exp.Table) and isinstance(source.this, exp.Identifier)
-        ]
-        joins = [
-            part
-            for join in select.args.get("joins") or []
-            for part in (
-                f"{join.side} {join.kind} {join.method}",
-                *(self._part(each, scope) for each in _given(join, "on", "using")),
-            )
-        ]
+        sources = [source for _, source in scope.selected_sources.values()]
         clauses = _given(
             select, "where", "group", "having", "qualify", "distinct", "limit", "offset", "sample"
         )
         if scope.parent is not None or _given(select, "distinct", "limit"):
             clauses += _given(select, "order")  # otherwise only where a row lies in its file
-        chooses = [
-            select.args.get("distinct")
-            or _gives_rows(value)
-            or (_groups_by_all(select) and not _looks_at_rows(value))
-            for value in select.expressions
-        ]
-        picked = [part for part, does in zip(parts, chooses, strict=True) if does]
-        chosen = [self._part(each, scope) for each in clauses]
-        kinds = [each.key for each in clauses]
-        rows = _joined("select", *sources, *joins, *kinds, *chosen, *picked)
-        return replace(rows, tables=rows.tables | frozenset(tables))
+        rows = _joined(
+            "select",
+            *(self._source(source).rows for source in sources),
+            *(self._join(join, scope) for join in _given(select, "joins")),
+            *(_joined(str(clause.key), self._part(clause, scope)) for clause in clauses),
+            *(part for part, value in zip(parts, select.expressions, strict=True) if _chooses(value, select)),
+        )
+        tables = {_table_name(source) for source in sources if _is_named_table(source)}
+        return replace(rows, tables=rows.tables | tables)
+
+    def _join(self, join: exp.Join, scope: Scope) -> Part:
+        conditions = [self._part(each, scope) for each in _given(join, "on", "using")]
+        return _joined(f"{join.side} {join.kind} {join.method}", *conditions)
 
     def _source(self, source: exp.Table | Scope) -> Shape:
         if not isinstance(source, exp.Table):
             return self.shape(source)
-        if isinstance(source.this, exp.Identifier):
-            return self.inputs[plain_name(exp.table_name(source))]
+        if _is_named_table(source):
+            return self.inputs[_table_name(source)]
         part = self._part(source.this, None)
         return Shape(_EveryColumn(part), part)
 
@@ -271,12 +261,20 @@ class _Walk:
             if column.table in scope.selected_sources:
                 _, source = scope.selected_sources[column.table]
                 part = self._source(source).columns[column.name]
-                if isinstance(source, exp.Table) and isinstance(source.this, exp.Identifier):
-                    table = plain_name(exp.table_name(source))
-                    return Part(part.digest, frozenset({(table, column.name)}))
-                return part
+                if not _is_named_table(source):
+                    return part
+                return Part(part.digest, frozenset({(_table_name(source), column.name)}))
             scope = scope.parent
         return Part(digest("name", column.sql(comments=False)))  # a lambda's parameter, a field of a struct
+
+
+def _is_named_table(source: exp.Table | Scope) -> bool:
+    """Whether a source is a table, and no subquery or table function."""
+    return isinstance(source, exp.Table) and isinstance(source.this, exp.Identifier)
+
+
+def _table_name(table: exp.Table) -> str:
+    return plain_name(exp.table_name(table))
 
 
 def _given(node: exp.Expression, *names: str) -> list[exp.Expression]:
@@ -307,9 +305,11 @@ def _of_rows(part: Part, rows: Part) -> Part:
     return Part(digest(part.digest, rows.digest), part.columns, part.tables | rows.tables, chosen_by)
 
 
-def _groups_by_all(select: exp.Select) -> bool:
+def _chooses(value: exp.Expression, select: exp.Select) -> bool:
+    """Whether a value in a select list decides which rows there are, or how many."""
     group = select.args.get("group")
-    return bool(group and group.args.get("all"))
+    is_key = bool(group and group.args.get("all")) and not _looks_at_rows(value)
+    return bool(select.args.get("distinct")) or is_key or _gives_rows(value)
 
 
 def _is_grouped_away(value: exp.Expression, select: exp.Select) -> bool:

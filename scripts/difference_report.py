@@ -46,8 +46,8 @@ def show_text(found: Preview, console: Console) -> None:
     if found.different:
         table = Table(title=found.title, title_justify="left")
         for heading in HEADINGS:
-            justify = "right" if heading in NUMBERS else "left"
-            table.add_column(heading, justify=justify, no_wrap=heading == "table")
+            is_number = heading in NUMBERS
+            table.add_column(heading, justify="right" if is_number else "left", no_wrap=heading == "table")
         for difference in found.different:
             table.add_row(*(escape(cell) for cell in _cells(difference)))
         console.print(table)

@@ -133,7 +133,8 @@ class Revision:
         """SQLMesh's snapshots, which it compares, by name."""
         from sqlmesh.core.snapshot import Snapshot
 
-        nodes, cache = {model.fqn: model for model in self.reading.models.values()}, {}
+        nodes = {model.fqn: model for model in self.reading.models.values()}
+        cache: dict[str, Any] = {}
         return {
             name: Snapshot.from_node(model, nodes=nodes, cache=cache)
             for name, model in self.reading.models.items()

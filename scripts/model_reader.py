@@ -94,8 +94,9 @@ def _kept_apart(tree: Path) -> Iterator[None]:
     """Without the settings of a lake or warehouse, and with what dbt and SQLMesh write in the tree."""
     kept = dict(os.environ)
     os.environ.clear()
-    os.environ |= {name: value for name, value in kept.items() if name in ("PATH", "HOME", "TZ", "LANG")}
+    os.environ |= {name: value for name, value in kept.items() if name in ("PATH", "TZ", "LANG")}
     os.environ |= {
+        "HOME": str(tree),
         "DBT_LOG_PATH": str(tree / "logs"),
         "SQLMESH__DISABLE_ANONYMIZED_ANALYTICS": "true",
         "MAX_FORK_WORKERS": "1",
@@ -123,11 +124,10 @@ def _read_tree(tree: Path, name: str) -> Reading:
             key = plain_name(fqn)
             if key in reading.models:
                 continue  # what lands, seen from the other side
-            is_bronze = model.kind.is_external
+            path = None if model.kind.is_external else model._path
             reading.models[key] = model
-            reading.projects[key] = "bronze" if is_bronze else project
-            path = "ingestion/schemas.py" if is_bronze else str(model._path.relative_to(tree))
-            reading.paths[key] = path
+            reading.projects[key] = project if path else "bronze"
+            reading.paths[key] = str(path.relative_to(tree)) if path else "ingestion/schemas.py"
         external = {
             f"impact.landing.{key}": {column: str(kind) for column, kind in model.columns_to_types.items()}
             for key, model in reading.models.items()
@@ -166,7 +166,7 @@ def _make_readable(
     _write_yaml(folder / "external_models.yaml", tables)
     for path in [*folder.glob("data_tests/**/*.*"), *folder.glob("models/**/_*unit_tests.yml")]:
         path.unlink()
-    described = {}
+    described: dict[str, dict[str, Any]] = {}
     for path in folder.glob("models/**/*.yml"):
         description = _without_tests(yaml.safe_load(path.read_text(encoding="utf-8")))
         for kind in ("models", "seeds"):

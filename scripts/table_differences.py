@@ -193,7 +193,7 @@ def _example(
 
 def _count(conn: duckdb.DuckDBPyConnection, relation: str) -> int:
     [(count,)] = conn.execute(f"select count(*) from {relation}").fetchall()
-    return count
+    return int(count)
 
 
 def _sides(column: str) -> tuple[str, str]:

@@ -20,10 +20,11 @@ DROPPED = Change(
 )
 ADDED = Change("fct_coverage_gaps", "gaps.sql", "additive", [], columns_added=["minutes", "hours"])
 IMPACT = Impact("0123456789abcdef", [DROPPED, ADDED], ["fct_free_bike_trips: raise its code_version."])
-REACHES = "reaches: daily_network (its rows, a, b, c, d, e and 2 more); landing_wrm__daily_network (turnover)"
+REACHES = "reaches: daily_network (its rows, a, b, c, d, e and 2 more); landing (turnover)"
 NEXT = (
     "Mend what is breaking without need. Of what is meant, tell those who read these tables: add to "
-    "CHANGELOG.md, under Unreleased: - **Breaking** `fct_daily_network`: what changes for them and what to do."
+    "CHANGELOG.md, under Unreleased: - **Breaking** `fct_daily_network`: what changes for them and what to "
+    "do."
 )
 
 
