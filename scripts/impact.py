@@ -9,6 +9,7 @@ when either says so; a query that is only written differently, with every digest
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from scripts.column_graph import Column, ColumnGraph, Shape
     from scripts.macro_changes import Macros
     from scripts.model_reader import Reading
+
+# before anything imports SQLMesh, which would tell its makers of each use
+os.environ["SQLMESH__DISABLE_ANONYMIZED_ANALYTICS"] = "true"
 
 CATEGORIES = ("breaking", "additive", "cosmetic")
 # in place of a column: the rows of a table

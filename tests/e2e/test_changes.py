@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from repositories import edit, make_repository
 
 from ingestion.settings import PROJECT_ROOT
@@ -137,7 +138,7 @@ def test_each_kind_of_change_is_told_with_its_category_columns_rows_and_reach(pr
     ]
 
 
-def test_a_column_that_staging_lost_and_a_model_still_uses_is_an_error_with_its_line(project):
+def test_a_column_that_staging_lost_and_a_model_still_uses_is_an_error_with_its_line(project, tmp_path):
     staging = "transform/models/staging/wrm/stg_wrm__snapshots.sql"
     sql = (project / staging).read_text()
     (project / staging).write_text(
@@ -145,12 +146,32 @@ def test_a_column_that_staging_lost_and_a_model_still_uses_is_an_error_with_its_
     )
     reader = f"{INTERMEDIATE}/int_wrm__snapshots_received.sql"
     line = 1 + (project / reader).read_text().split("sum(payload_bytes)")[0].count("\n")
-    done = call(project, "trace_lineage", "bike_stations.bikes")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
+    error = (
         "\nFailed. SQL reads columns that are not there.\n"
         f"{reader}:{line}: Column 'payload_bytes' could not be resolved. "
         "Give it back to the model it was read from, or take it out here and downstream.\n"
+    )
+    done = run_step_of_ci(project, tmp_path / "summary.md")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", error)
+    assert (tmp_path / "summary.md").read_text() == ""
+
+
+def test_a_change_of_no_table_is_told_as_such(project):
+    (project / "README.md").write_text("Anew.")
+    summary = project.parent / "summary.md"
+    done = run_step_of_ci(project, summary)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert summary.read_text().startswith("## Impact: no table and no column changes\n")
+
+
+def run_step_of_ci(project, summary):
+    """The step of ci.yml that tells the impact, but for the environment that its recipe makes."""
+    workflow = yaml.safe_load((project / ".github/workflows/ci.yml").read_text())
+    [step] = [each for each in workflow["jobs"]["impact"]["steps"] if "run" in each]
+    command = step["run"].replace("scripts/just impact", f"{sys.executable} -m scripts.assess_impact")
+    environment = os.environ | {"BASE": "HEAD", "GITHUB_STEP_SUMMARY": str(summary)}
+    return subprocess.run(
+        ["bash", "-e", "-c", command], cwd=project, env=environment, capture_output=True, text=True
     )
 
 

@@ -28,6 +28,7 @@ STORAGE = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 # the secrets of each recipe: whoever ends a job may have to tell of it
 NEEDS = {
     "check": set(),
+    "impact": set(),
     "test": set(),
     "ingest": STORAGE | {"ALERT_WEBHOOK_URL"},
     "transform": STORAGE | {"ALERT_WEBHOOK_URL"},
@@ -170,8 +171,8 @@ def test_no_collect_is_due_while_a_nightly_or_reprocess_may_wait_for_the_job_bef
         assert name == "collect" or follows_at >= is_over_at, (name, at)
 
 
-def test_ci_runs_check_and_test_and_never_meets_a_lake():
-    assert [recipe(step) for step in runs("ci")] == ["check", "test"]
+def test_ci_runs_check_impact_and_test_and_never_meets_a_lake():
+    assert [recipe(step) for step in runs("ci")] == ["check", "impact", "test"]
     assert not WORKFLOWS["ci"]["concurrency"]["group"].startswith("lake-")
 
 
