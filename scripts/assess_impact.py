@@ -22,7 +22,7 @@ from dataclasses import asdict
 
 from ingestion.settings import Settings
 from scripts.command import run_command
-from scripts.impact import CATEGORIES, EVERY_ROW, Change, Impact, assess_impact
+from scripts.impact import CATEGORIES, EVERY_ROW, OTHER_ROWS, Change, Impact, assess_impact
 from scripts.revisions import default_base
 
 UNACKNOWLEDGED = 2
@@ -88,7 +88,7 @@ def _summary(impact: Impact) -> str:
 
 
 def _told(change: Change) -> Iterator[str]:
-    yield from change.reasons
+    yield from (reason for reason in change.reasons if reason != OTHER_ROWS)
     named = {
         "columns added": change.columns_added,
         "columns removed": change.columns_removed,

@@ -33,6 +33,7 @@ os.environ["SQLMESH__DISABLE_ANONYMIZED_ANALYTICS"] = "true"
 CATEGORIES = ("breaking", "additive", "cosmetic")
 # in place of a column: the rows of a table
 EVERY_ROW = "*"
+OTHER_ROWS = "other rows may be chosen"
 READ = ("transform/", "exports/", "ingestion/schemas.py")
 PROJECTS = ("transform", "exports")
 
@@ -170,14 +171,21 @@ class _Comparison:
 
     def impact(self, base: str) -> Impact:
         changes = [
-            replace(each, is_acknowledged=bool(self._names(each) & self.acknowledged))
+            replace(each, is_acknowledged=each.category == "breaking" and self._is_acknowledged(each))
             for each in (*self._machinery(), *self._models())
         ]
         changes.sort(key=lambda each: (CATEGORIES.index(each.category), each.path))
         return Impact(base, changes, list(self._warnings()))
 
-    def _names(self, change: Change) -> set[str]:
-        return {change.name, change.path} if change.category == "breaking" else set()
+    def _is_acknowledged(self, change: Change) -> bool:
+        """Whether the change log names it, or all the files of macros that it changed through."""
+        if {change.name, change.path} & self.acknowledged:
+            return True
+        macros = self.written.get(change.name, [])
+        if not macros or self.before.text(change.name) != self.after.text(change.name):
+            return False
+        paths = {self.after.macros[self.after.reading.projects[change.name]].paths[name] for name in macros}
+        return all({path, Path(path).name} & self.acknowledged for path in paths)
 
     def _machinery(self) -> Iterator[Change]:
         from scripts.macro_changes import changed_machinery
@@ -249,7 +257,7 @@ class _Comparison:
         if declared:
             yield "declared types are others"
         if change.rows_may_change:
-            yield "other rows may be chosen"
+            yield OTHER_ROWS
         if is_rebuilt:
             yield "its configuration is another: it is built in another way"
 

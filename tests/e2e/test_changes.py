@@ -62,6 +62,7 @@ def test_each_kind_of_change_is_told_with_its_category_columns_rows_and_reach(pr
     edit(project, "transform/macros/distance_meters.sql", "6371008.8", "6371000.0")
     (project / "CHANGELOG.md").write_text(
         "# Changes\n\n## Unreleased\n\n- **Breaking** `fct_coverage_gaps`: long ones only.\n"
+        "- **Breaking** `distance_meters.sql`: of a rounder Earth.\n"
     )
     done = call(project, "assess_impact", "HEAD", "--json")
     assert done.returncode == 2, done.stderr
@@ -123,6 +124,7 @@ def test_each_kind_of_change_is_told_with_its_category_columns_rows_and_reach(pr
     # through a macro in their SQL
     periods = changes["int_wrm__station_periods_accumulated"]
     assert (periods["category"], periods["public_tables"]) == ("breaking", ["station_history"])
+    assert periods["is_acknowledged"]
     assert {"valid_from", "moved_meters"} <= set(periods["reaches"]["station_history"])
     spells = changes["int_wrm__free_bike_spells_carried"]
     assert spells["public_tables"] == ["free_bike_idle_spells", "free_bike_trips"]
