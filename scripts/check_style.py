@@ -8,90 +8,68 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import resources
 from pathlib import Path
 
 from ingestion.settings import PROJECT_ROOT
 
-FAILED = 1
-SQL = ("transform/models", "transform/data_tests", "exports/models", "exports/data_tests")
-# what checks itself: no conftest, whose servers are not needed
-LAWS = ("-m", "pytest", "--quiet", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist", "-r", "N")
+SQL = "transform/models transform/data_tests exports/models exports/data_tests"
+# without conftest: no server is needed here
+PYTEST = "python -m pytest --quiet --noconftest -p no:cacheprovider -p no:xdist -r N"
+# what dbt itself holds its YAML against
+DBT_SCHEMA = shlex.quote(str(resources.files("dbt.jsonschemas") / "resources" / "latest.json"))
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A command that ends with another status than 0 where something is wrong, and what to do then."""
+    """A command, files as patterns, that ends with another status than 0 where something is wrong; and what to
+    do then."""
 
     name: str
-    command: tuple[str, ...]
+    command: str
     remedy: str
 
 
-def all_tools() -> list[Tool]:
-    """Every tool, those that take longest first."""
-    processes = f"--processes={os.cpu_count() or 1}"
-    return [
-        Tool("types", ("mypy", "--no-error-summary"), "mend the types where mypy says so, then: mypy"),
-        Tool(
-            "sql",
-            ("sqlfluff", "lint", "--nocolor", "--disable-progress-bar", processes, *SQL),
-            f"sqlfluff fix {' '.join(SQL)}, and by hand what it leaves",
-        ),
-        Tool(
-            "names",
-            (
-                sys.executable,
-                *LAWS,
-                "-k",
-                "not breach",
-                "tests/unit/test_names.py",
-                "tests/unit/test_models.py",
-            ),
-            "rename or describe what is told, then: scripts/just check names",
-        ),
-        Tool(
-            "documents",
-            (sys.executable, *LAWS, "-k", "test_a_document", "tests/unit/test_documents.py"),
-            "mend the link or name in the document, then: scripts/just check documents",
-        ),
-        Tool("format", ("ruff", "format", "--check", "."), "ruff format ."),
-        Tool("lint", ("ruff", "check", "--output-format=concise", "."), "ruff check --fix ."),
-        Tool("yaml", ("yamllint", "--strict", "."), "mend the lines that yamllint names"),
-        Tool(
-            "dbt",
-            ("check-jsonschema", "--schemafile", _dbt_schema(), *_found("*/models/**/_*.yml")),
-            "mend the YAML by dbt's schema of resources",
-        ),
-        Tool(
-            "workflows",
-            (
-                "check-jsonschema",
-                "--builtin-schema",
-                "vendor.github-workflows",
-                *_found(".github/workflows/*.yml"),
-            ),
-            "mend the workflow by GitHub's schema",
-        ),
-        Tool("hooks", ("pre-commit", "validate-config"), "mend .pre-commit-config.yaml"),
-        Tool("justfile", ("just", "--fmt", "--check", "--unstable"), "just --fmt --unstable"),
-    ]
-
-
-def _found(pattern: str) -> list[str]:
-    return sorted(str(path.relative_to(PROJECT_ROOT)) for path in PROJECT_ROOT.glob(pattern))
-
-
-def _dbt_schema() -> str:
-    """The schema that dbt itself holds its YAML against."""
-    package = find_spec("dbt.jsonschemas")
-    assert package is not None and package.origin is not None
-    return str(Path(package.origin).parent / "resources" / "latest.json")
+# those that take longest first
+TOOLS = (
+    Tool("types", "mypy --no-error-summary", "mend the types where mypy says so"),
+    Tool(
+        "sql",
+        f"sqlfluff lint --nocolor --disable-progress-bar --processes {os.cpu_count() or 1} {SQL}",
+        f"sqlfluff fix {SQL}, and by hand what it leaves",
+    ),
+    Tool(
+        "names",
+        f"{PYTEST} tests/unit/test_names.py tests/unit/test_models.py -k 'not breach'",
+        "rename or describe what is told",
+    ),
+    Tool(
+        "documents",
+        f"{PYTEST} tests/unit/test_documents.py -k test_a_document",
+        "mend the link, path or recipe in the document",
+    ),
+    Tool("format", "ruff format --check .", "ruff format ."),
+    Tool("lint", "ruff check --output-format=concise .", "ruff check --fix ."),
+    Tool("yaml", "yamllint --strict .", "mend the lines that yamllint names"),
+    Tool(
+        "dbt",
+        f"check-jsonschema --schemafile {DBT_SCHEMA} */models/**/_*.yml */seeds/_*.yml",
+        "mend the YAML: dbt would not know what it says",
+    ),
+    Tool(
+        "workflows",
+        "check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml",
+        "mend the workflow: GitHub would refuse it",
+    ),
+    Tool("hooks", "pre-commit validate-config", "mend .pre-commit-config.yaml"),
+    Tool("justfile", "just --fmt --check --unstable", "just --fmt --unstable"),
+)
 
 
 def check(tools: list[Tool]) -> bool:
@@ -108,12 +86,19 @@ def _run(tool: Tool) -> str | None:
     """What a tool found, None where nothing is wrong."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = os.environ | {"PATH": programs, "NO_COLOR": "1"}
-    done = subprocess.run(tool.command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True)
+    words = [word for given in shlex.split(tool.command) for word in _expanded(given)]
+    done = subprocess.run(words, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True)
     return None if done.returncode == 0 else f"{done.stdout}{done.stderr}".strip()
 
 
+def _expanded(word: str) -> list[str]:
+    if "*" not in word:
+        return [word]
+    return sorted(str(path.relative_to(PROJECT_ROOT)) for path in PROJECT_ROOT.glob(word))
+
+
 def main() -> None:
-    tools = {tool.name: tool for tool in all_tools()}
+    tools = {tool.name: tool for tool in TOOLS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("tool", nargs="*", help=f"only some of: {', '.join(tools)}")
     given = parser.parse_args().tool
@@ -122,7 +107,7 @@ def main() -> None:
     started = time.monotonic()
     chosen = [tools[name] for name in given or tools]
     if not check(chosen):
-        raise SystemExit(FAILED)
+        raise SystemExit(1)
     print(f"All is well by {', '.join(tool.name for tool in chosen)}: {time.monotonic() - started:.0f} s.")
 
 

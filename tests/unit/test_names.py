@@ -22,9 +22,9 @@ NAMES = {
     "models": r"(?!stg_|int_|fct_|dim_|landing_)[a-z_]+",
 }
 TIMESTAMPS = r"\w+_at(_warsaw)?|valid_from|valid_to"
-UNITS = r"(\w+_)?(seconds|minutes|minutes_of_day|meters|kmh|pct|latitude|longitude|score|count)"
-# means, shares and what a row says the meaning of have the unit of what they are made from
-PLAIN_NUMBERS = r"(average|avg)_\w+|latitude|longitude|turnover|value"
+UNITS = r"(\w+_)?(seconds|minutes|minutes_of_day|meters|kmh|pct|bytes|count)"
+# degrees go without saying, and so does the unit of a mean
+OTHER_NUMBERS = r"(\w+_)?(latitude|longitude|score)|(average|avg)_\w+|turnover|value"
 TYPES = {"timestamp without time zone": "timestamp", "double precision": "double"}
 # public names that are given from outside
 CONTRACT = {
@@ -149,8 +149,8 @@ def is_misnamed(name, data_type):
         fits(TIMESTAMPS) != (data_type == "timestamp")
         or fits(r"(is|has)_\w+") != (data_type == "boolean")
         or fits(r"dt|(\w+_)?date") != (data_type == "date")
-        or (fits(rf"{UNITS}|(\w+_)?bytes") and data_type not in ("double", "integer", "bigint"))
-        or (data_type == "double" and not fits(rf"{UNITS}|{PLAIN_NUMBERS}"))
+        or (fits(UNITS) and data_type not in ("double", "integer", "bigint"))
+        or (data_type == "double" and not fits(f"{UNITS}|{OTHER_NUMBERS}"))
     )
 
 
