@@ -28,8 +28,8 @@ DBT_SCHEMA = shlex.quote(str(resources.files("dbt.jsonschemas") / "resources" / 
 
 @dataclass(frozen=True)
 class Tool:
-    """A command, files as patterns, that ends with another status than 0 where something is wrong; and what to
-    do then."""
+    """A command, files as patterns, that ends with another status than 0 where something is wrong, and what
+    to do then."""
 
     name: str
     command: str
@@ -67,7 +67,7 @@ TOOLS = (
         "check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml",
         "mend the workflow: GitHub would refuse it",
     ),
-    Tool("hooks", "pre-commit validate-config", "mend .pre-commit-config.yaml"),
+    Tool("hooks", "pre-commit validate-config .pre-commit-config.yaml", "mend .pre-commit-config.yaml"),
     Tool("justfile", "just --fmt --check --unstable", "just --fmt --unstable"),
 )
 
