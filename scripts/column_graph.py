@@ -238,6 +238,8 @@ class _Walk:
 
     def _part(self, node: exp.Expression, scope: Scope | None) -> Part:
         """An expression, with what it reads in place of the names that it reads it by."""
+        if isinstance(node, exp.Paren):  # the tree itself says what belongs together
+            return self._part(node.this, scope)
         if isinstance(node, exp.Column):
             return self._column(node, scope)
         if isinstance(node, exp.Query) and scope is not None:
