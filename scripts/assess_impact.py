@@ -26,7 +26,7 @@ from scripts.impact import CATEGORIES, EVERY_ROW, OTHER_ROWS, Change, Impact, as
 from scripts.revisions import default_base
 
 UNACKNOWLEDGED = 2
-# of one model's columns downstream, in the text
+# of a model's columns downstream, and of models, in the text
 SHOWN = 6
 
 
@@ -60,6 +60,8 @@ def as_text(impact: Impact) -> Iterator[str]:
     if impact.warnings:
         yield "\nLook at:"
         yield from (f"    {warning}" for warning in impact.warnings)
+    if impact.rebuilt:
+        yield f"\n{_cost(impact)}"
     if impact.unacknowledged:
         yield f"\n{_next_step(impact)}"
 
@@ -76,6 +78,8 @@ def as_markdown(impact: Impact) -> Iterator[str]:
     if impact.warnings:
         yield "\n### Look at\n"
         yield from (f"- {warning}" for warning in impact.warnings)
+    if impact.rebuilt:
+        yield f"\n{_cost(impact)}"
     if impact.unacknowledged:
         yield f"\n**Next:** {_next_step(impact)}"
 
@@ -108,6 +112,11 @@ def _shortened(columns: list[str]) -> str:
     told = ["its rows" if column == EVERY_ROW else column for column in columns]
     more = len(told) - SHOWN
     return ", ".join(told[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _cost(impact: Impact) -> str:
+    names, more = ", ".join(impact.rebuilt[:SHOWN]), len(impact.rebuilt) - SHOWN
+    return f"Every day is rebuilt once of: {names}{f' and {more} models more' if more > 0 else ''}."
 
 
 def _next_step(impact: Impact) -> str:

@@ -132,13 +132,18 @@ def _shape_of(model: Model, inputs: Mapping[str, Shape]) -> Shape:
     query = model.render_query()
     if query is None or query.is_star:
         return _lump(model, inputs)
-    return shape_of_query(query, inputs)
+    try:
+        return shape_of_query(query, inputs)
+    except (KeyError, ValueError):  # a column or a union that SQLGlot could not resolve
+        return _lump(model, inputs)
 
 
 def shape_of_query(query: exp.Expression, inputs: Mapping[str, Shape]) -> Shape:
-    """What a query gives that names each column's table; `inputs`: the shapes of tables by plain name."""
+    """What a query gives that names each column's table; `inputs`: the shapes of tables by plain name. Raises
+    `KeyError` and `ValueError` for a query whose columns are not resolved."""
     scope = build_scope(query)
-    assert scope is not None, f"not a query: {query.sql()}"
+    if scope is None:
+        raise ValueError(f"not a select: {query.sql()}")
     return _Walk(inputs).shape(scope)
 
 
@@ -197,7 +202,7 @@ class _Walk:
     def _select(self, scope: Scope) -> Shape:
         select = scope.expression
         values = [each.unalias() for each in select.expressions]
-        parts = [self._part(value, scope) for value in values]
+        parts = [self._with_windows(value, scope) for value in values]
         rows = self._rows(scope, parts)
         by_rows = [_looks_at_rows(value) or _is_grouped_away(value, select) for value in values]
         ordered = tuple(
@@ -209,6 +214,11 @@ class _Walk:
         """The rows of a select, whose select list has these parts."""
         select = scope.expression
         sources = [source for _, source in scope.selected_sources.values()]
+        taken = [
+            self._part(each, scope)
+            for node, _ in scope.selected_sources.values()
+            for each in _given(node, "pivots", "sample")
+        ]
         clauses = _given(
             select, "where", "group", "having", "qualify", "distinct", "limit", "offset", "sample"
         )
@@ -217,12 +227,21 @@ class _Walk:
         rows = _joined(
             "select",
             *(self._source(source).rows for source in sources),
+            *taken,
             *(self._join(join, scope) for join in _given(select, "joins")),
-            *(_joined(str(clause.key), self._part(clause, scope)) for clause in clauses),
+            *(_joined(str(clause.key), self._with_windows(clause, scope)) for clause in clauses),
             *(part for part, value in zip(parts, select.expressions, strict=True) if _chooses(value, select)),
         )
         tables = {_table_name(source) for source in sources if _is_named_table(source)}
         return replace(rows, tables=rows.tables | tables)
+
+    def _with_windows(self, node: exp.Expression, scope: Scope) -> Part:
+        """An expression, with the named windows of its select where it looks through any window."""
+        part = self._part(node, scope)
+        windows = _given(scope.expression, "windows")
+        if not windows or node.find(exp.Window) is None:
+            return part
+        return _joined(part, *(self._part(window, scope) for window in windows))
 
     def _join(self, join: exp.Join, scope: Scope) -> Part:
         conditions = [self._part(each, scope) for each in _given(join, "on", "using")]
@@ -259,15 +278,24 @@ class _Walk:
         return _joined(*children)
 
     def _column(self, column: exp.Column, scope: Scope | None) -> Part:
+        depth = 0
         while scope is not None:
             if column.table in scope.selected_sources:
-                _, source = scope.selected_sources[column.table]
-                part = self._source(source).columns[column.name]
-                if not _is_named_table(source):
-                    return part
-                return Part(part.digest, frozenset({(_table_name(source), column.name)}))
-            scope = scope.parent
+                return self._column_of(scope, column, depth)
+            scope, depth = scope.parent, depth + 1
         return Part(digest("name", column.sql(comments=False)))  # a lambda's parameter, a field of a struct
+
+    def _column_of(self, scope: Scope, column: exp.Column, depth: int) -> Part:
+        """A column of one of a scope's sources; which of several counts, as they may be the same table."""
+        node, source = scope.selected_sources[column.table]
+        part = self._source(source).columns[column.name]
+        if _is_named_table(source):
+            part = Part(part.digest, frozenset({(_table_name(source), column.name)}))
+        pivots = [self._part(each, scope) for each in _given(node, "pivots")]
+        if len(scope.selected_sources) == 1 and depth == 0 and not pivots:
+            return part
+        position = list(scope.selected_sources).index(column.table)
+        return _joined(part, f"source {position} at {depth}", *pivots)
 
 
 def _is_named_table(source: exp.Table | Scope) -> bool:

@@ -33,6 +33,11 @@ os.environ["SQLMESH__DISABLE_ANONYMIZED_ANALYTICS"] = "true"
 CATEGORIES = ("breaking", "additive", "cosmetic")
 # in place of a column: the rows of a table
 EVERY_ROW = "*"
+# of Jinja, or a variable of the run
+BRANCH = re.compile(
+    r"\{%-?\s*if\b|\{\{[^}]*\bif\b"
+    r"|\bis_incremental\b|\benv_var\b|\bvar\(|\btarget\.|\bflags\."
+)
 OTHER_ROWS = "other rows may be chosen"
 READ = ("transform/", "exports/", "ingestion/schemas.py")
 PROJECTS = ("transform", "exports")
@@ -49,7 +54,7 @@ class Change:
     category: additive, cosmetic or breaking. reaches: by model downstream its columns, `*` for its rows.
     """
 
-    name: str
+    name: str  # of a file behind the models its path
     path: str
     category: str
     reasons: list[str]
@@ -64,11 +69,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Impact:
-    """What a change does; the worst first. `base`: hash of the commit that it is compared with."""
+    """What a change does; the worst first.
+
+    base: hash of the commit that it is compared with. rebuilt: the models of the lake whose days are built
+    anew, because their SQL or that of what they read is another.
+    """
 
     base: str
     changes: list[Change]
     warnings: list[str]
+    rebuilt: list[str] = field(default_factory=list)
 
     @property
     def unacknowledged(self) -> list[Change]:
@@ -116,9 +126,25 @@ class Revision:
 
         return cls(reading, graph, tree, {project: read_macros(tree, project) for project in PROJECTS})
 
-    def configuration(self, name: str) -> str:
-        macros = self.macros.get(self.reading.projects[name])
-        return macros.configurations.get(name, "") if macros else ""
+    def macros_of(self, name: str) -> Macros:
+        """The macros of a model's project."""
+        return self.macros[self.reading.projects[name]]
+
+    def configuration(self, name: str) -> dict[str, Any]:
+        """How dbt builds a model, but for the version of its macros."""
+        configured = self.reading.configured.get(name, {})
+        return {key: value for key, value in configured.items() if key != "code_version"}
+
+    def code_version(self, name: str) -> Any:
+        """What a model states of the macros in its SQL, whose bodies are not in its fingerprint."""
+        return self.reading.configured.get(name, {}).get("code_version")
+
+    def sql(self, name: str) -> str:
+        """The file of a model without its configuration, of a seed all of it."""
+        from scripts.model_reader import CONFIGURATION
+
+        text = (self.tree / self.reading.paths[name]).read_text(encoding="utf-8")
+        return CONFIGURATION.sub("", text)
 
     def text(self, name: str) -> bytes:
         return (self.tree / self.reading.paths[name]).read_bytes()
@@ -132,6 +158,14 @@ class Revision:
         """The types that a model's YAML declares, by column."""
         columns = self.reading.described.get(name, {}).get("columns", [])
         return {each["name"]: str(each["data_type"]) for each in columns if "data_type" in each}
+
+    def is_resolved(self, name: str) -> bool:
+        """Whether the columns of a model and of all that it reads are known."""
+        from scripts.model_reader import plain_name
+
+        read = map(plain_name, self.reading.models[name].depends_on)
+        known = [self.graph.made[each].columns for each in (name, *read) if each in self.graph.made]
+        return all(known)
 
     @cached_property
     def snapshots(self) -> dict[str, Any]:
@@ -175,26 +209,24 @@ class _Comparison:
             for each in (*self._machinery(), *self._models())
         ]
         changes.sort(key=lambda each: (CATEGORIES.index(each.category), each.path))
-        return Impact(base, changes, list(self._warnings()))
+        return Impact(base, changes, list(self._warnings()), self._rebuilt())
 
     def _is_acknowledged(self, change: Change) -> bool:
         """Whether the change log names it, or all the files of macros that it changed through."""
         if {change.name, change.path} & self.acknowledged:
             return True
         macros = self.written.get(change.name, [])
-        if not macros or self.before.text(change.name) != self.after.text(change.name):
+        if not macros or self.before.sql(change.name) != self.after.sql(change.name):
             return False
-        paths = {self.after.macros[self.after.reading.projects[change.name]].paths[name] for name in macros}
-        return all({path, Path(path).name} & self.acknowledged for path in paths)
+        paths = self.after.macros_of(change.name).paths
+        return {paths[name] for name in macros} <= self.acknowledged
 
     def _machinery(self) -> Iterator[Change]:
         from scripts.macro_changes import changed_machinery
 
         for path, what in changed_machinery(self.before.tree, self.after.tree).items():
             public = self._public(self.after.reading.projects)
-            yield Change(
-                Path(path).name, path, "breaking", [what], rows_may_change=True, public_tables=public
-            )
+            yield Change(path, path, "breaking", [what], rows_may_change=True, public_tables=public)
 
     def _models(self) -> Iterator[Change]:
         before, after = self.before.reading, self.after.reading
@@ -212,12 +244,6 @@ class _Comparison:
     def _model(self, name: str) -> Iterator[Change]:
         before, after = self.before, self.after
         old, new = before.graph.made[name], after.graph.made[name]
-        is_rebuilt = before.configuration(name) != after.configuration(name)
-        is_described = before.reading.described.get(name) != after.reading.described.get(name)
-        is_bronze = before.reading.projects[name] == "bronze"
-        is_rewritten = _known(old) != _known(new) if is_bronze else before.text(name) != after.text(name)
-        if not (is_rewritten or is_described or is_rebuilt or name in self.written):
-            return  # what it reads may have changed: that is told as what is reached
         types = before.types(name), after.types(name)
         declared = [each for each in types[0].keys() & types[1].keys() if types[0][each] != types[1][each]]
         computed = [
@@ -235,16 +261,32 @@ class _Comparison:
             columns_changed=sorted({*declared, *computed}),
             rows_may_change=old.rows.digest != new.rows.digest,
         )
+        is_rebuilt = before.configuration(name) != after.configuration(name)
+        is_edited = self._is_edited(name)
+        differs = (
+            (computed or change.rows_may_change) and before.is_resolved(name) and after.is_resolved(name)
+        )
+        if not (is_edited or is_rebuilt or differs):
+            return  # a column more or less of what it reads: that is told as what is reached
         reasons = list(self._reasons(change, declared, computed, is_rebuilt))
-        if not reasons and change.columns_added and self._is_breaking(name):
-            reasons.append("SQLMesh sees more in it than added columns")
         category = "breaking" if reasons else "additive" if change.columns_added else "cosmetic"
         if category == "cosmetic":
             reasons = ["it is described or written differently and computes the same"]
         if name in self.written:
             reasons.append(f"through macros: {', '.join(self.written[name])}")
+        elif not (is_edited or is_rebuilt):
+            reasons.append("through what it reads, of which it takes every column")
         change = replace(change, category=category, reasons=reasons)
         yield self._with_reach(change, is_rebuilt or bool(declared))
+
+    def _is_edited(self, name: str) -> bool:
+        """Whether the model's own files or a macro in its SQL differ."""
+        before, after = self.before, self.after
+        if before.reading.described.get(name) != after.reading.described.get(name) or name in self.written:
+            return True
+        if before.reading.projects[name] == "bronze":
+            return _known(before.graph.made[name]) != _known(after.graph.made[name])
+        return before.sql(name) != after.sql(name) or before.code_version(name) != after.code_version(name)
 
     def _reasons(
         self, change: Change, declared: list[str], computed: list[str], is_rebuilt: bool
@@ -259,7 +301,23 @@ class _Comparison:
         if change.rows_may_change:
             yield OTHER_ROWS
         if is_rebuilt:
-            yield "its configuration is another: it is built in another way"
+            yield "it is configured differently: built in another way, or read from elsewhere"
+        if computed or change.columns_removed or change.rows_may_change:
+            return
+        if self._has_branches(change.name):
+            yield "its SQL has branches that only a run takes: what is in them is not compared"
+        elif change.columns_added and self._is_breaking(change.name):
+            yield "SQLMesh sees more in it than added columns"
+
+    def _has_branches(self, name: str) -> bool:
+        """Whether a model's SQL that was edited, or a macro in it that was, asks how it is run."""
+        if self.after.reading.projects[name] == "bronze":
+            return False
+        sides = (self.before, self.after)
+        edited = {side.sql(name) for side in sides}
+        macros = {side.macros_of(name).texts[each] for side in sides for each in self.written.get(name, [])}
+        texts = macros | (edited if len(edited) > 1 else set())
+        return any(BRANCH.search(text) for text in texts)
 
     def _is_breaking(self, name: str) -> bool:
         from sqlmesh.core.config import CategorizerConfig
@@ -302,15 +360,42 @@ class _Comparison:
         return sorted(name for name in names if projects.get(name) == "exports")
 
     def _warnings(self) -> Iterator[str]:
-        from scripts.macro_changes import code_version
-
-        before, after = self.before.macros["transform"], self.after.macros["transform"]
         for model, macros in self.written.items():
-            if model in after.words and code_version(before, model) == code_version(after, model):
+            if (
+                model
+                not in self.before.macros["transform"].words.keys() & self.after.macros["transform"].words
+            ):
+                continue
+            if self.before.code_version(model) == self.after.code_version(model):
                 yield (
                     f"{model}: days that are built stay as they are although {', '.join(macros)} changed. "
                     "Raise its code_version, or write down why not."
                 )
+
+    def _rebuilt(self) -> list[str]:
+        """Models of the lake whose fingerprint changes: raw SQL, the seeds and staging that it reads, the
+        version of its macros, or what of these changed upstream."""
+        from scripts.model_reader import plain_name
+
+        before, after = self.before, self.after
+        built = {name: model for name, model in after.reading.models.items() if name in before.reading.models}
+        found = {
+            name
+            for name in built
+            if after.reading.projects[name] == "transform"
+            and (
+                before.text(name) != after.text(name) or before.code_version(name) != after.code_version(name)
+            )
+        }
+        while True:
+            readers = {
+                name for name, model in built.items() if found & set(map(plain_name, model.depends_on))
+            }
+            if readers <= found:
+                break
+            found |= readers
+        folders = ("transform/models/intermediate", "transform/models/marts", "transform/models/landing")
+        return sorted(name for name in found if after.reading.paths[name].startswith(folders))
 
 
 def _grown(shape: Shape | None, column: str) -> str | None:
@@ -330,6 +415,7 @@ def acknowledged_names(change_log: str, known: str = "") -> set[str]:
     return {
         name
         for entry in _breaking_entries(change_log) - _breaking_entries(known)
+        if ":" in entry
         for name in re.findall(r"`([^`]+)`", entry.partition(":")[0])
     }
 

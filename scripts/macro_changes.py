@@ -24,13 +24,12 @@ WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Macros:
-    """The macros of a dbt project: text without comments and file by name, and of its models by name the
-    words of the SQL and the configuration."""
+    """The macros of a dbt project: text without comments and file by name, and the words of its models' SQL
+    by model, without their configuration."""
 
     texts: dict[str, str]
     paths: dict[str, str]
     words: dict[str, frozenset[str]]
-    configurations: dict[str, str]
 
     def written_into(self, words: frozenset[str]) -> frozenset[str]:
         """The macros that some SQL calls, one through another."""
@@ -52,18 +51,18 @@ class Macros:
 
 def read_macros(tree: Path, project: str) -> Macros:
     """The macros of the project in a folder with the files of a revision; generic tests are none."""
-    texts, paths = {}, {}
+    texts: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for path in sorted((tree / project).glob("macros/**/*.sql")):
         for kind, name, text in BLOCK.findall(COMMENT.sub("", path.read_text(encoding="utf-8"))):
             if kind != "test":
-                texts[name] = " ".join(text.split())
+                texts[name] = texts.get(name, "") + text  # a materialization may have one for each adapter
                 paths[name] = str(path.relative_to(tree))
-    words, configurations = {}, {}
-    for path in (tree / project).glob("models/**/*.sql"):
-        sql = path.read_text(encoding="utf-8")
-        words[path.stem] = frozenset(WORD.findall(CONFIGURATION.sub("", sql)))
-        configurations[path.stem] = " ".join("".join(CONFIGURATION.findall(sql)).split())
-    return Macros(texts, paths, words, configurations)
+    words = {
+        path.stem: frozenset(WORD.findall(CONFIGURATION.sub("", path.read_text(encoding="utf-8"))))
+        for path in (tree / project).glob("models/**/*.sql")
+    }
+    return Macros(texts, paths, words)
 
 
 def changed_machinery(base: Path, head: Path) -> dict[str, str]:
@@ -95,11 +94,6 @@ def changed_in_sql(before: Macros, after: Macros) -> dict[str, list[str]]:
     return {model: macros for model, macros in sorted(called.items()) if macros}
 
 
-def code_version(macros: Macros, model: str) -> list[str]:
-    """What a model states of the macros in its SQL, whose bodies are not in its fingerprint."""
-    return re.findall(r"code_version\s*=\s*([^\s,)]+)", macros.configurations.get(model, ""))
-
-
 def _plugins(tree: Path) -> set[str]:
     return {str(path.relative_to(tree)) for path in tree.glob("*/plugins/**/*.py")}
 
@@ -111,4 +105,10 @@ def _settings(path: Path) -> Any:
 
 def _code(path: Path) -> str | None:
     """Python without comments and layout, None where there is no such file."""
-    return ast.dump(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    try:
+        return ast.dump(ast.parse(text))
+    except SyntaxError:
+        return text

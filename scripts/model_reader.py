@@ -39,7 +39,8 @@ TARGETS = {
 KNOWN_MATERIALIZATIONS = ("ephemeral", "incremental", "table", "view")
 OWN_SCHEMAS = ("main", "public", "landing")
 # hooks within it hold braces, too, but in quotes
-CONFIGURATION = re.compile(r"\{\{\s*config\(.*?\)\s*\}\}(?![\"'])", re.DOTALL)
+CONFIGURATION = re.compile(r"\{\{-?\s*config\(.*?\)\s*\}\}(?![\"'])", re.DOTALL)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LAST_SELECT = "select * from final"
 SQLMESH_CONFIG = """
 from pathlib import Path
@@ -52,7 +53,19 @@ config = sqlmesh_config(
     linter=LinterConfig(enabled=True, rules=["ambiguousorinvalidcolumn", "invalidselectstarexpansion"]),
 )
 """
-SQL_TYPES = {"string": "varchar", "binary": "blob", "int64": "bigint", "double": "double", "bool": "boolean"}
+# each Arrow type of bronze as one of its own
+SQL_TYPES = {
+    "string": "varchar",
+    "binary": "blob",
+    "bool": "boolean",
+    "int32": "integer",
+    "int64": "bigint",
+    "float": "real",
+    "double": "double",
+    "date32[day]": "date",
+    "timestamp[us]": "timestamp",
+    "timestamp[us, tz=UTC]": "timestamptz",
+}
 
 
 class ModelsError(CommandError):
@@ -67,6 +80,8 @@ class Reading:
     projects: the dbt project of each, `bronze` for its tables.
     paths: the file of each, relative to the project's root; of a bronze table `ingestion/schemas.py`.
     described: what its YAML says of each, without tests.
+    configured: how dbt is to build each: its resolved configuration, relation and constraints; of a bronze
+        table where it is read from.
     violations: what `sqlmesh lint` finds, as `path:line: what. what to do next.`.
     """
 
@@ -74,6 +89,7 @@ class Reading:
     projects: dict[str, str]
     paths: dict[str, str]
     described: dict[str, dict[str, Any]]
+    configured: dict[str, dict[str, Any]]
     violations: list[str]
 
 
@@ -108,17 +124,20 @@ def _kept_apart(tree: Path) -> Iterator[None]:
         os.environ |= kept
 
 
-def _read_tree(tree: Path, name: str) -> Reading:
-    bronze = runpy.run_path(str(tree / "ingestion/schemas.py"))["BRONZE"]
+def _read_tree(tree: Path, revision: str) -> Reading:
     external = {
         f"memory.{source}.{table}": {field.name: _sql_type(field) for field in schema} | {"dt": "date"}
-        for source, tables in bronze.items()
+        for source, tables in _read_bronze(tree, revision).items()
         for table, schema in tables.items()
     }
-    reading = Reading({}, {}, {}, {}, [])
+    reading = Reading({}, {}, {}, {}, {}, [])
     for project in PROJECTS:
-        reading.described.update(_make_readable(tree / project, project, external))
-        found, violations = _load(tree / project, name)
+        if not (tree / project / "dbt_project.yml").is_file():
+            raise ModelsError(f"There is no dbt project {project} in {revision}. Name a later revision.")
+        described, sources = _make_readable(tree / project, project, external)
+        found, configured, violations = _load(tree / project, revision)
+        reading.described.update(described)
+        reading.configured.update(configured | sources)
         reading.violations.extend(violations)
         for fqn, model in found.items():
             key = plain_name(fqn)
@@ -136,6 +155,18 @@ def _read_tree(tree: Path, name: str) -> Reading:
     return reading
 
 
+def _read_bronze(tree: Path, revision: str) -> dict[str, dict[str, Any]]:
+    """Bronze's schemas, as the revision's own code makes them."""
+    path = tree / "ingestion/schemas.py"
+    try:
+        return dict(runpy.run_path(str(path))["BRONZE"])
+    except Exception as error:  # whatever Python finds wrong with it
+        told = f"{type(error).__name__}: {error}"
+        raise ModelsError(
+            f"ingestion/schemas.py of {revision} cannot be read: {told}. Mend it, or name another revision."
+        ) from error
+
+
 def plain_name(fqn: str) -> str:
     """`fct_daily_network` of `"memory"."main"."fct_daily_network"`, `wrm.runs` of `"memory"."wrm"."runs"`."""
     schema, table = fqn.replace('"', "").split(".")[-2:]
@@ -143,53 +174,74 @@ def plain_name(fqn: str) -> str:
 
 
 def _sql_type(field: Any) -> str:
-    return SQL_TYPES.get(str(field.type), "timestamptz")
+    if str(field.type) not in SQL_TYPES:
+        raise ModelsError(
+            f"A bronze column has a type that is not known: {field.name}, {field.type}. "
+            "Add it to SQL_TYPES in scripts/model_reader.py."
+        )
+    return SQL_TYPES[str(field.type)]
 
 
 def _make_readable(
     folder: Path, project: str, external: dict[str, dict[str, str]]
-) -> dict[str, dict[str, Any]]:
-    """Edit the copy of a project, where no line of its SQL moves; gives what is described, by name."""
-    settings = yaml.safe_load((folder / "dbt_project.yml").read_text(encoding="utf-8"))
-    dated = [
-        name
-        for name, each in settings["models"][project].items()
-        if isinstance(each, dict) and each.get("+materialized") == "daily_partition"
-    ]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Edit the copy of a project, where no line of its SQL moves; gives what is described and how the sources
+    are configured, by name."""
+    settings = _read_yaml(folder / "dbt_project.yml")
+    built = {
+        path: _materialization(settings, project, path, folder) for path in folder.glob("models/**/*.sql")
+    }
     settings = {key: value for key, value in settings.items() if not key.startswith("on-run-")}
+    target = {"target": "impact", "outputs": {"impact": TARGETS[project]}}
     _write_yaml(folder / "dbt_project.yml", _as_tables(settings))
-    _write_yaml(
-        folder / "profiles.yml", {project: {"target": "impact", "outputs": {"impact": TARGETS[project]}}}
-    )
+    _write_yaml(folder / "profiles.yml", {project: target})
     (folder / "config.py").write_text(SQLMESH_CONFIG)
     tables = [{"name": name, "columns": columns} for name, columns in external.items()]
     _write_yaml(folder / "external_models.yaml", tables)
-    for path in [*folder.glob("data_tests/**/*.*"), *folder.glob("models/**/_*unit_tests.yml")]:
+    for path in folder.glob("data_tests/**/*.*"):
         path.unlink()
     described: dict[str, dict[str, Any]] = {}
-    for path in folder.glob("models/**/*.yml"):
-        description = _without_tests(yaml.safe_load(path.read_text(encoding="utf-8")))
-        for kind in ("models", "seeds"):
-            described |= {each["name"]: each for each in description.get(kind, [])}
-        described |= {
-            f"{source['name']}.{table['name']}": table
-            for source in description.get("sources", [])
-            for table in source["tables"]
-        }
-        _write_yaml(path, description)
-    for name in dated:
-        for path in folder.glob(f"models/{name}/**/*.sql"):
+    sources: dict[str, dict[str, Any]] = {}
+    for kind in ("models", "seeds"):
+        for path in [*folder.glob(f"{kind}/**/*.yml"), *folder.glob(f"{kind}/**/*.yaml")]:
+            content = _read_yaml(path)
+            sources |= _configured_sources(content)
+            content = _without_tests(content)
+            described |= {each["name"]: each for each in content.get(kind) or []}
+            described |= _described_sources(content)
+            _write_yaml(path, content)
+    for path, materialization in built.items():
+        if materialization == "daily_partition":
             _add_day(path, described.get(path.stem, {}))
-    return described
+    return described, sources
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = "/".join(path.parts[-3:])
+        raise ModelsError(f"YAML cannot be read: {where}. Mend what it says: {error}.") from error
+    return dict(content)
+
+
+def _materialization(settings: dict[str, Any], project: str, path: Path, folder: Path) -> str | None:
+    """What the folders of a model say that it is built as; the nearest counts."""
+    found, level = None, settings.get("models", {}).get(project, {})
+    for part in ("", *path.parent.relative_to(folder / "models").parts):
+        level = level.get(part, {}) if part else level
+        found = level.get("+materialized", found)
+    return found
 
 
 def _as_tables(settings: Any) -> Any:
+    """The settings with a table in place of what SQLMesh does not know, which is kept as `built_as`."""
     if not isinstance(settings, dict):
         return settings
-    return {
-        key: "table" if key == "+materialized" and value not in KNOWN_MATERIALIZATIONS else _as_tables(value)
-        for key, value in settings.items()
-    }
+    known = {key: _as_tables(value) for key, value in settings.items()}
+    if known.get("+materialized", "table") not in KNOWN_MATERIALIZATIONS:
+        known |= {"+materialized": "table", "+built_as": known["+materialized"]}
+    return known
 
 
 def _without_tests(description: Any) -> Any:
@@ -202,6 +254,27 @@ def _without_tests(description: Any) -> Any:
         key: _without_tests(value)
         for key, value in description.items()
         if key not in ("data_tests", "tests", "external_location", "exposures", "unit_tests")
+    }
+
+
+def _described_sources(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        f"{source['name']}.{table['name']}": table
+        for source in content.get("sources") or []
+        for table in source.get("tables") or []
+    }
+
+
+def _configured_sources(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What YAML says of each source but for words and tests: above all where it is read from."""
+    words = ("name", "description", "columns", "tables", "data_tests", "tests")
+    return {
+        f"{source['name']}.{table['name']}": {
+            level: {key: value for key, value in each.items() if key not in words}
+            for level, each in (("source", source), ("table", table))
+        }
+        for source in content.get("sources") or []
+        for table in source.get("tables") or []
     }
 
 
@@ -224,25 +297,48 @@ def _write_yaml(path: Path, content: Any) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _load(folder: Path, revision: str) -> tuple[dict[str, Model], list[str]]:
+def _load(folder: Path, revision: str) -> tuple[dict[str, Model], dict[str, dict[str, Any]], list[str]]:
+    """SQLMesh's models by full name, how dbt is to build each by plain name, and what the linter finds."""
     from sqlmesh import Context
     from sqlmesh.core.console import NoopConsole, set_console
 
     set_console(NoopConsole())
-    logging.getLogger("sqlglot").setLevel(logging.ERROR)
-    logging.getLogger("sqlmesh").setLevel(logging.ERROR)
+    for name in ("sqlglot", "sqlmesh"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with _silence():
             context = Context(paths=str(folder))
             found = context.lint_models(raise_on_error=False)
+            configured = _configured(context)
     except Exception as error:  # dbt's and SQLMesh's errors have no class in common
+        told = COLOURS.sub("", str(error)).strip()
         raise ModelsError(
-            f"The dbt project {folder.name} of {revision} cannot be read: {error}. Mend it; "
+            f"The dbt project {folder.name} of {revision} cannot be read: {told}\nMend it; "
             f"`scripts/just dbt {folder.name} parse` may say more."
         ) from error
     # a column that is lost upstream leaves everything downstream unread
     causes = [each for each in found if each.rule.name != "invalidselectstarexpansion"]
-    return dict(context.models), [_violation(each, folder) for each in causes or found]
+    return dict(context.models), configured, [_violation(each, folder) for each in causes or found]
+
+
+def _configured(context: Any) -> dict[str, dict[str, Any]]:
+    """How dbt is to build each node, by its name, but for what only documents it."""
+    [loader] = context._loaders
+    [project] = loader._load_projects()
+    nodes = project.context.manifest._manifest.nodes.values()
+    return {
+        node.name: {
+            **{key: value for key, value in node.config.to_dict().items() if key not in ("meta", "docs")},
+            "relation": (node.schema, node.alias),
+            "constraints": [str(each) for each in getattr(node, "constraints", None) or []],
+            "columns": {
+                column.name: [str(each) for each in column.constraints]
+                for column in node.columns.values()
+                if column.constraints
+            },
+        }
+        for node in nodes
+    }
 
 
 @contextlib.contextmanager

@@ -90,7 +90,8 @@ def trace_column(
 
 def _description(reading: Reading, model: str, name: str) -> str | None:
     columns = reading.described.get(model, {}).get("columns", [])
-    return next((" ".join(each["description"].split()) for each in columns if each["name"] == name), None)
+    told = next((each.get("description") for each in columns if each["name"] == name), None)
+    return " ".join(told.split()) if told else None
 
 
 def _as_tree(traced: dict[str, Any], parent: Tree | None = None) -> Tree:

@@ -62,7 +62,7 @@ def test_each_kind_of_change_is_told_with_its_category_columns_rows_and_reach(pr
     edit(project, "transform/macros/distance_meters.sql", "6371008.8", "6371000.0")
     (project / "CHANGELOG.md").write_text(
         "# Changes\n\n## Unreleased\n\n- **Breaking** `fct_coverage_gaps`: long ones only.\n"
-        "- **Breaking** `distance_meters.sql`: of a rounder Earth.\n"
+        "- **Breaking** `transform/macros/distance_meters.sql`: of a rounder Earth.\n"
     )
     done = call(project, "assess_impact", "HEAD", "--json")
     assert done.returncode == 2, done.stderr
@@ -114,7 +114,7 @@ def test_each_kind_of_change_is_told_with_its_category_columns_rows_and_reach(pr
     }
     assert changes["fct_daily_processing"] == UNCHANGED | same | {"path": f"{MARTS}/fct_daily_processing.sql"}
     assert changes["fct_daily_network"] == UNCHANGED | same | {"path": f"{MARTS}/fct_daily_network.sql"}
-    assert changes["landing_table.sql"] == UNCHANGED | {
+    assert changes["transform/macros/landing_table.sql"] == UNCHANGED | {
         "path": "transform/macros/landing_table.sql",
         "category": "breaking",
         "reasons": ["macros that build models: landing_table"],
@@ -138,6 +138,52 @@ def test_each_kind_of_change_is_told_with_its_category_columns_rows_and_reach(pr
         "Raise its code_version, or write down why not."
         for model in models
     ]
+
+
+def test_what_stands_in_no_query_is_told_as_well(project):
+    sources = "transform/models/staging/wrm/_wrm__sources.yml"
+    edit(project, sources, "hive_partitioning = true)", "hive_partitioning = true) where dt > '2025-01-01'")
+    configured = "\n    config: {full_refresh: true}\n"
+    edit(
+        project,
+        "exports/models/wrm/_wrm__models.yml",
+        "- name: coverage_gaps\n",
+        f"- name: coverage_gaps{configured}",
+    )
+    types = "\n    config: {column_types: {min_latitude: integer}}\n"
+    edit(project, "transform/seeds/_seeds.yml", "- name: service_areas\n", f"- name: service_areas{types}")
+    moved = f"{INTERMEDIATE}/int_wrm__station_attributes_observed.sql"
+    (project / moved).rename(project / MARTS / "int_wrm__station_attributes_observed.sql")
+    with open(project / "exports/models/wrm/processing_summary.sql", "a") as file:
+        file.write("{% if is_incremental() %}where date > '2025-01-01'{% endif %}\n")
+    windows = f"{MARTS}/fct_hourly_station_availability.sql"
+    edit(
+        project, windows, "window station as (partition by station_id", "window station as (partition by name"
+    )
+    (project / "transform/plugins/lake.py").write_text("broken = (\n")
+    done = call(project, "assess_impact", "HEAD", "--json")
+    assert done.returncode == 2, done.stderr
+    told = json.loads(done.stdout)
+    configured_differently = ["it is configured differently: built in another way, or read from elsewhere"]
+    reasons = {each["name"]: each["reasons"] for each in told["changes"]}
+    assert reasons.pop("fct_hourly_station_availability")[0] == "columns are computed differently"
+    assert reasons == {
+        **dict.fromkeys(
+            (
+                "coverage_gaps",
+                "int_wrm__station_attributes_observed",
+                "service_areas",
+                "wrm.failures",
+                "wrm.fetch_attempts",
+                "wrm.station_snapshots",
+            ),
+            configured_differently,
+        ),
+        "processing_summary": ["its SQL has branches that only a run takes: what is in them is not compared"],
+        "transform/plugins/lake.py": ["code that dbt runs in"],
+    }
+    assert {each["category"] for each in told["changes"]} == {"breaking"}
+    assert "fct_daily_network" in told["rebuilt"] and "fct_coverage_gaps" not in told["rebuilt"]
 
 
 def test_a_column_that_staging_lost_and_a_model_still_uses_is_an_error_with_its_line(project, tmp_path):

@@ -124,6 +124,35 @@ def test_a_change_shows_in_the_columns_and_rows_it_makes_differently(old, new, e
             "select id from (select id, day from main.readings union select id, 2 from main.names) as seen",
             ["*"],
         ),
+        # the same table twice
+        (
+            "select a.id from main.readings as a, main.readings as b",
+            "select b.id from main.readings as a, main.readings as b",
+            ["id"],
+        ),
+        (
+            "select a.id from main.readings as a join main.readings as b on a.bikes > b.bikes",
+            "select a.id from main.readings as a join main.readings as b on b.bikes > a.bikes",
+            ["*"],
+        ),
+        (
+            "select id from main.names where exists (select 1 from main.readings as r where r.id = names.id)",
+            "select id from main.names where exists (select 1 from main.readings as r where r.id = r.id)",
+            ["*"],
+        ),
+        # windows with names
+        (
+            "select id, lag(id) over w as before from main.readings window w as (order by day)",
+            "select id, lag(id) over w as before from main.readings window w as (order by bikes)",
+            ["before"],
+        ),
+        (
+            "select id from main.readings qualify lag(id) over w = 1 window w as (order by day)",
+            "select id from main.readings qualify lag(id) over w = 1 window w as (order by bikes)",
+            ["*"],
+        ),
+        # what a table is taken through
+        ("select id from main.readings", "select id from main.readings tablesample 10%", ["*"]),
         # a column that nothing reads
         (
             "select id from (select id, day from main.readings) as seen",

@@ -19,7 +19,10 @@ DROPPED = Change(
     public_tables=["daily_network"],
 )
 ADDED = Change("fct_coverage_gaps", "gaps.sql", "additive", [], columns_added=["minutes", "hours"])
-IMPACT = Impact("0123456789abcdef", [DROPPED, ADDED], ["fct_free_bike_trips: raise its code_version."])
+REBUILT = ["fct_coverage_gaps", "fct_daily_network"]
+IMPACT = Impact(
+    "0123456789abcdef", [DROPPED, ADDED], ["fct_free_bike_trips: raise its code_version."], REBUILT
+)
 REACHES = "reaches: daily_network (its rows, a, b, c, d, e and 2 more); landing (turnover)"
 NEXT = (
     "Mend what is breaking without need. Of what is meant, tell those who read these tables: add to "
@@ -41,6 +44,7 @@ def test_impact_is_told_in_words():
         "    columns added: minutes, hours",
         "\nLook at:",
         "    fct_free_bike_trips: raise its code_version.",
+        "\nEvery day is rebuilt once of: fct_coverage_gaps, fct_daily_network.",
         f"\n{NEXT}",
     ]
 
