@@ -53,6 +53,13 @@ def feed() -> Iterator[FeedServer]:
         yield server
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal the tests out to the workers, each of which takes a run of neighbours: the long ones of `e2e`
+    would else be one worker's, and the others wait for it at the end."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = [item for first in range(workers) for item in items[first::workers]]
+
+
 @dataclass
 class Workplace:
     """A project with settings of its own, for calls in this process and for the command line."""

@@ -204,14 +204,6 @@ def test_a_column_that_staging_lost_and_a_model_still_uses_is_an_error_with_its_
     assert (tmp_path / "summary.md").read_text() == ""
 
 
-def test_a_change_of_no_table_is_told_as_such(project):
-    (project / "README.md").write_text("Anew.")
-    summary = project.parent / "summary.md"
-    done = run_step_of_ci(project, summary)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert summary.read_text().startswith("## Impact: no table and no column changes\n")
-
-
 def run_step_of_ci(project, summary):
     """The step of ci.yml that tells the impact, but for the environment that its recipe makes."""
     workflow = yaml.safe_load((project / ".github/workflows/ci.yml").read_text())

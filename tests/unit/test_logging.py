@@ -14,7 +14,7 @@ logger = logging.getLogger("bike-data-flow")
 def log(workplace, capsys):
     """Configures logging by LOG_FORMAT and gives what was written; puts pytest's handlers back."""
     root = logging.getLogger()
-    before = root.handlers[:], root.level
+    handlers, level = root.handlers[:], root.level
 
     def write(log_format):
         workplace.configure(LOG_FORMAT=log_format)
@@ -28,7 +28,8 @@ def log(workplace, capsys):
         return run, capsys.readouterr().err.splitlines()
 
     yield write
-    root.handlers[:], root.level = before
+    root.handlers[:] = handlers
+    root.setLevel(level)  # not the attribute: loggers remember what they let through
 
 
 def test_json_lines_carry_run_source_rows_bytes_and_seconds(log):
