@@ -269,6 +269,7 @@ def test_ages_grow_while_nothing_is_measured(settings):
 
 
 def test_gauges_say_what_the_figures_say(settings):
+    settings = replace(settings, alert_stale_minutes=600.0)  # NOW is when the session began
     served = values(text_of(busy_metrics(settings)))
     expected = {
         'last_snapshot_timestamp_seconds{source="wrm"}': (NOW - timedelta(minutes=10)).timestamp(),
@@ -285,7 +286,7 @@ def test_gauges_say_what_the_figures_say(settings):
         "warehouse_up": 1,
         'warehouse_rows{table="free_bikes"}': 110,
         "warehouse_lag_seconds": 42,
-        "stale_threshold_seconds": 1800,
+        "stale_threshold_seconds": 36_000,
         "score_threshold": 85,
         "quarantine_threshold_ratio": 0.05,
         'last_run_failed{job_name="export"}': 1,
