@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.command import CommandError
+from scripts.macro_changes import Macros, changed_files, changed_in_sql, changed_machinery, read_macros
+from scripts.model_reader import CONFIGURATION, PROJECTS, Reading, plain_name, read_revision
 from scripts.revisions import changed_paths, commit_of, export_revision
 
 if TYPE_CHECKING:
     from scripts.column_graph import Column, ColumnGraph, Shape
-    from scripts.macro_changes import Macros
-    from scripts.model_reader import Reading
 
 # before anything imports SQLMesh, which would tell its makers of each use
 os.environ["SQLMESH__DISABLE_ANONYMIZED_ANALYTICS"] = "true"
@@ -40,7 +40,6 @@ BRANCH = re.compile(
 )
 OTHER_ROWS = "other rows may be chosen"
 READ = ("transform/", "exports/", "ingestion/schemas.py")
-PROJECTS = ("transform", "exports")
 
 
 class LintError(CommandError):
@@ -103,7 +102,6 @@ def assess_impact(base: str) -> Impact:
 def read_and_graph(revision: str | None) -> tuple[Reading, ColumnGraph]:
     """The models of a revision and their columns. Raises `LintError` for those of the working tree."""
     from scripts.column_graph import graph_columns
-    from scripts.model_reader import read_revision
 
     reading = read_revision(revision)
     if revision is None and reading.violations:
@@ -122,8 +120,6 @@ class Revision:
 
     @classmethod
     def of(cls, reading: Reading, graph: ColumnGraph, tree: Path) -> Revision:
-        from scripts.macro_changes import read_macros
-
         return cls(reading, graph, tree, {project: read_macros(tree, project) for project in PROJECTS})
 
     def macros_of(self, name: str) -> Macros:
@@ -141,10 +137,7 @@ class Revision:
 
     def sql(self, name: str) -> str:
         """The file of a model without its configuration, of a seed all of it."""
-        from scripts.model_reader import CONFIGURATION
-
-        text = (self.tree / self.reading.paths[name]).read_text(encoding="utf-8")
-        return CONFIGURATION.sub("", text)
+        return CONFIGURATION.sub("", self.text(name).decode())
 
     def text(self, name: str) -> bytes:
         return (self.tree / self.reading.paths[name]).read_bytes()
@@ -161,8 +154,6 @@ class Revision:
 
     def is_resolved(self, name: str) -> bool:
         """Whether the columns of a model and of all that it reads are known."""
-        from scripts.model_reader import plain_name
-
         read = map(plain_name, self.reading.models[name].depends_on)
         known = [self.graph.made[each].columns for each in (name, *read) if each in self.graph.made]
         return all(known)
@@ -193,8 +184,6 @@ class Revision:
 
 class _Comparison:
     def __init__(self, before: Revision, after: Revision) -> None:
-        from scripts.macro_changes import changed_in_sql
-
         self.before, self.after = before, after
         self.written = {
             model: macros
@@ -222,10 +211,11 @@ class _Comparison:
         return {paths[name] for name in macros} <= self.acknowledged
 
     def _machinery(self) -> Iterator[Change]:
-        from scripts.macro_changes import changed_machinery
-
-        for path, what in changed_machinery(self.before.tree, self.after.tree).items():
-            public = self._public(self.after.reading.projects)
+        found = changed_files(self.before.tree, self.after.tree)
+        for project in PROJECTS:
+            found |= changed_machinery(self.before.macros[project], self.after.macros[project])
+        public = self._public(self.after.reading.projects)
+        for path, what in found.items():
             yield Change(path, path, "breaking", [what], rows_may_change=True, public_tables=public)
 
     def _models(self) -> Iterator[Change]:
@@ -361,12 +351,8 @@ class _Comparison:
 
     def _warnings(self) -> Iterator[str]:
         for model, macros in self.written.items():
-            if (
-                model
-                not in self.before.macros["transform"].words.keys() & self.after.macros["transform"].words
-            ):
-                continue
-            if self.before.code_version(model) == self.after.code_version(model):
+            is_in_lake = all(model in side.macros["transform"].words for side in (self.before, self.after))
+            if is_in_lake and self.before.code_version(model) == self.after.code_version(model):
                 yield (
                     f"{model}: days that are built stay as they are although {', '.join(macros)} changed. "
                     "Raise its code_version, or write down why not."
@@ -375,8 +361,6 @@ class _Comparison:
     def _rebuilt(self) -> list[str]:
         """Models of the lake whose fingerprint changes: raw SQL, the seeds and staging that it reads, the
         version of its macros, or what of these changed upstream."""
-        from scripts.model_reader import plain_name
-
         before, after = self.before, self.after
         built = {name: model for name, model in after.reading.models.items() if name in before.reading.models}
         found = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from scripts.model_reader import CONFIGURATION
+from scripts.model_reader import CONFIGURATION, PROJECTS
 
 BLOCK = re.compile(r"\{%-?\s*(macro|materialization|test)\s+(\w+)(.*?)\{%-?\s*end\1\s*-?%\}", re.DOTALL)
 COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
@@ -65,25 +65,29 @@ def read_macros(tree: Path, project: str) -> Macros:
     return Macros(texts, paths, words)
 
 
-def changed_machinery(base: Path, head: Path) -> dict[str, str]:
-    """What stands behind the models and differs, of both projects' macros, plugins and settings: {path: what
-    about it}. `base` and `head` are folders with the files of a revision each."""
-    found: dict[str, str] = {}
-    for project in ("transform", "exports"):
-        before, after = read_macros(base, project), read_macros(head, project)
-        for name in sorted(before.texts.keys() | after.texts.keys()):
-            if before.texts.get(name) != after.texts.get(name) and name in before.machinery | after.machinery:
-                path = after.paths.get(name) or before.paths[name]
-                told = f"{found[path]}, {name}" if path in found else f"macros that build models: {name}"
-                found[path] = told
-        for name in SETTINGS:
-            path = f"{project}/{name}"
-            if _settings(base / path) != _settings(head / path):
-                found[path] = "settings of every model"
-    for path in sorted(_plugins(base) | _plugins(head)):
-        if _code(base / path) != _code(head / path):
-            found[path] = "code that dbt runs in"
-    return found
+def changed_machinery(before: Macros, after: Macros) -> dict[str, str]:
+    """The files of macros that stand behind a project's models and differ: {path: what about it}."""
+    names = sorted(before.machinery | after.machinery)
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if before.texts.get(name) != after.texts.get(name):
+            found.setdefault(after.paths.get(name) or before.paths[name], []).append(name)
+    return {path: f"macros that build models: {', '.join(macros)}" for path, macros in found.items()}
+
+
+def changed_files(base: Path, head: Path) -> dict[str, str]:
+    """The plugins and settings of both projects that differ: {path: what about it}. `base` and `head` are
+    folders with the files of a revision each."""
+    settings = [f"{project}/{name}" for project in PROJECTS for name in SETTINGS]
+    found = {
+        path: "settings of every model"
+        for path in settings
+        if _settings(base / path) != _settings(head / path)
+    }
+    plugins = sorted(_plugins(base) | _plugins(head))
+    return found | {
+        path: "code that dbt runs in" for path in plugins if _code(base / path) != _code(head / path)
+    }
 
 
 def changed_in_sql(before: Macros, after: Macros) -> dict[str, list[str]]:
