@@ -6,9 +6,11 @@ Each test has a DATA_DIR, a database and a lake of its own.
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -20,6 +22,7 @@ from typing import Any
 import duckdb
 import psycopg2
 import pytest
+from jobs import Job
 
 from ingestion.settings import PROJECT_ROOT, Settings, load_settings
 from scripts.simulate_feed import City, FeedServer, running_feed
@@ -53,9 +56,44 @@ def feed() -> Iterator[FeedServer]:
         yield server
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal the tests out to the workers, each of which takes a run of neighbours: the long ones of `e2e`
-    would else be one worker's, and the others wait for it at the end."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("torture", "how hard the tests of tests/torture try")
+    group.addoption("--points", type=int, default=5, help="moments at which jobs are killed")
+    group.addoption("--cases", type=int, default=6, help="faults that are tried, of all that are known")
+    group.addoption("--payloads", type=int, default=300, help="payloads that are made up")
+    group.addoption("--seed", type=int, default=1, help="what chooses the points, the cases and the payloads")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sampled: one of many cases, of which --cases are tried")
+
+
+@dataclass(frozen=True)
+class Torture:
+    """How hard to try: counts, and the seed that chooses."""
+
+    points: int
+    cases: int
+    payloads: int
+    seed: int
+
+
+@pytest.fixture(scope="session")
+def torture(pytestconfig: pytest.Config) -> Torture:
+    """What the options of the command line say."""
+    return Torture(*(pytestconfig.getoption(name) for name in ("points", "cases", "payloads", "seed")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a sample of the sampled tests, then deal all out to the workers, each of which takes a run of
+    neighbours: the long ones of `e2e` would else be one worker's, and the others wait for it at the end."""
+    sampled = [item for item in items if item.get_closest_marker("sampled")]
+    left_out = sampled[:]
+    draw = random.Random(config.getoption("seed"))
+    for item in draw.sample(sampled, min(config.getoption("cases"), len(sampled))):
+        left_out.remove(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     items[:] = [item for first in range(workers) for item in items[first::workers]]
 
@@ -119,6 +157,11 @@ class Workplace:
         environment = dict(os.environ)
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # cold starts cost seconds without byte code
         return environment | self.environment
+
+    def job(self, module: str, *arguments: str) -> Job:
+        """Start a script of the project in a process of its own: job("run_pipeline", "run")."""
+        log = self.settings.data_dir / "jobs" / f"{time.time_ns()}.log"
+        return Job(self.command_environment(), log, module, *arguments)
 
     def lake_rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Rows of a query on the lake's views."""
