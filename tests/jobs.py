@@ -40,6 +40,7 @@ class Job:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self.process.join()
 
     @property
     def output(self) -> str:
@@ -51,9 +52,8 @@ class Job:
         return self.process.is_alive()
 
     def kill(self) -> None:
-        """End it at this very moment (SIGKILL), if it has not ended."""
+        """End it at this very moment (SIGKILL), if it has not ended. Any thread may."""
         self.process.kill()
-        self.process.join()
 
     def terminate(self) -> None:
         """Ask it to end (SIGTERM)."""

@@ -261,7 +261,8 @@ def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> Non
                 f"coalesce(getvariable('{model}'), [{quoted(partitions)}]), hive_partitioning = true)"
             )
         except duckdb.IOException as error:
-            if "No files found" not in str(error):
+            # S3 tells of one object that is not there otherwise than a disk does
+            if "No files found" not in str(error) and getattr(error, "status_code", None) != 404:
                 raise
             logger.warning("%s is not whole, as a killed build leaves it; the next build mends it.", model)
         conn.execute(f"reset variable {model}")
