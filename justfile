@@ -27,6 +27,12 @@ demo *arguments: _environment
 test *arguments: _environment
     @python -m pytest --numprocesses 3 --dist worksteal "$@"
 
+# Try to break every promise for most of an hour: kills, faults, hostile input (--points N, --seed S)
+[group('main')]
+[no-exit-message]
+torture *arguments: _environment
+    @python -m scripts.torture_pipeline "$@"
+
 # Keep lake and PostgreSQL up to date until Ctrl-C: poll the feed, look at WATCH_ARCHIVE, build and export
 [group('main')]
 [no-exit-message]

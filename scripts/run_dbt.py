@@ -64,6 +64,7 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
         reasons = "\n".join(f"  {node.node.name}: {node.message}" for node in failed)
         raise DbtError(
             f"dbt failed in {project}: {len(failed)} of {len(nodes)} nodes. "
+            f"Mend what they say and run again: it carries on from here. "
             f"See {settings.data_dir / 'dbt' / project / 'dbt.log'}.\n{reasons}",
             only_tests_failed=all(node.status == "fail" for node in failed),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,6 @@ class Stage:
     """Where jobs run: a workplace whose servers stand behind proxies, and what brings it back to a state."""
 
     place: Workplace
-    archive: Callable[..., Path]
     postgres_settings: Settings  # of the server past the proxy
     script: Script = field(default_factory=Script)
     s3: s3fs.S3FileSystem | None = None
@@ -96,11 +95,9 @@ class Stage:
 
 
 @contextmanager
-def open_stage(
-    place: Workplace, archive: Callable[..., Path], postgres_server: Settings, s3_server: S3Server | None
-) -> Iterator[Stage]:
+def open_stage(place: Workplace, postgres_server: Settings, s3_server: S3Server | None) -> Iterator[Stage]:
     """A stage for the length of a `with` block, on files where there is no S3 server."""
-    stage = Stage(place, archive, postgres_server)
+    stage = Stage(place, postgres_server)
     with ExitStack() as stack:
         database = stage.database
         socket = f"{postgres_server.postgres_socket_dir}/.s.PGSQL.5432"
@@ -123,15 +120,13 @@ def open_stage(
         yield stage
 
 
-def write_archive(stage: Stage, hours: tuple[int, ...], folder: str) -> str:
-    """Two days' snapshots of some hours, one of them broken."""
-    moments = [f"{day} {hour:02}:00:00" for day in DAYS for hour in hours]
-    texts = {raw_name(text): small_snapshot(moment(text)) for text in moments}
-    return str(
-        stage.archive(
-            folder, **texts, **{f"content_2025-05-12_{hours[0]:02}-30-00.txt": "#id,name\n1,Rynek\n"}
-        )
-    )
+def write_archive(folder: Path, hours: tuple[int, ...]) -> str:
+    """Two days' snapshots of some hours, and a broken one; where they are."""
+    folder.mkdir()
+    for text in (f"{day} {hour:02}:00:00" for day in DAYS for hour in hours):
+        (folder / raw_name(text)).write_text(small_snapshot(moment(text)))
+    (folder / f"content_{DAYS[1]}_{hours[0]:02}-30-00.txt").write_text("#id,name\n1,Rynek\n")
+    return str(folder)
 
 
 def rows_of(stage: Stage) -> Rows:

@@ -6,10 +6,15 @@ tells what to do. Once the fault is over, one more run ends with the rows of an 
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from proxies import Call, Fault
@@ -19,8 +24,9 @@ from scripts import start_postgres
 
 BOUND_SECONDS = 240  # within which a job under any fault ends; an undisturbed one takes about 15
 FAULTS_PER_CALL = 0.05
+STORAGE_FAILS = "Storage or PostgreSQL could not be used: "
 LAKE_IS_AWAY = "The lake is out of reach: s3://"
-POSTGRES_IS_AWAY = "PostgreSQL"
+POSTGRES_IS_AWAY = "server closed the connection"
 
 Draw = random.Random
 Rule = Callable[[Call], Fault | None]
@@ -106,8 +112,8 @@ S3_CASES = [
     Case("listings that are a step behind", always("s3", Fault(is_stale=True), "LIST", "bronze/")),
     Case("a stall of 10 s", once("s3", "PUT", "fct_daily_network", lambda stage: stall(10))),
     Case("a stall of 10 s in ingestion", once("s3", "PUT", "station_snapshots", lambda stage: stall(10))),
-    Case("500 always", always("s3", Fault(status=500)), LAKE_IS_AWAY),
-    Case("503 SlowDown always", always("s3", Fault(status=503)), LAKE_IS_AWAY),
+    Case("500 always", always("s3", Fault(status=500)), STORAGE_FAILS),
+    Case("503 SlowDown always", always("s3", Fault(status=503)), STORAGE_FAILS),
     Case("bronze cannot be written", always("s3", Fault(status=500), "PUT", "snapshots"), LAKE_IS_AWAY),
     Case("silver cannot be written", always("s3", Fault(status=503), "PUT", "silver/"), LAKE_IS_AWAY),
     Case("gold cannot be read", always("s3", Fault("halfway", is_reset=True), "GET", "gold/"), LAKE_IS_AWAY),
@@ -154,9 +160,15 @@ POSTGRES_CASES = [
 _undisturbed: Rows = {}  # of this process: every case has the same archive
 
 
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> str:
+    """The same place for every case: files are remembered by it."""
+    return write_archive(tmp_path_factory.mktemp("faults") / "archive", (0, 8, 16))
+
+
 @pytest.fixture
-def stage(workplace, archive, postgres_server, s3_server) -> Iterator[Stage]:
-    with open_stage(workplace, archive, postgres_server, s3_server) as stage:
+def stage(workplace, postgres_server, s3_server) -> Iterator[Stage]:
+    with open_stage(workplace, postgres_server, s3_server) as stage:
         yield stage
 
 
@@ -197,8 +209,10 @@ def heal(stage: Stage, job: list[str], expected: Rows) -> None:
         for case in cases
     ],
 )
-def test_a_fault_on_the_way_to_a_server_loses_and_doubles_nothing(stage, case, torture, record_property):
-    job = ["run_pipeline", "backfill", write_archive(stage, (0, 8, 16), "archive")]
+def test_a_fault_on_the_way_to_a_server_loses_and_doubles_nothing(
+    stage, case, archive, torture, record_property
+):
+    job = ["run_pipeline", "backfill", archive]
     expected = undisturbed(stage, job)
     befallen = []
     rule = case.rule(stage, Draw(torture.seed))
@@ -214,3 +228,109 @@ def test_a_fault_on_the_way_to_a_server_loses_and_doubles_nothing(stage, case, t
     print(len(befallen), said)
     heal(stage, job, expected)
     record_property("fault", case.name)
+
+
+@contextmanager
+def altered(stage: Stage, alter: str, back: str) -> Iterator[None]:
+    """The database altered by SQL for the length of a `with` block."""
+    for statement in (alter, back):
+        with closing(stage.connect("postgres")) as connection:
+            connection.autocommit = True
+            connection.cursor().execute(statement.format(database=stage.database))
+        if statement == alter:
+            yield
+
+
+@pytest.mark.sampled
+def test_a_postgres_that_refuses_connections(stage, archive, record_property):
+    job = ["run_pipeline", "backfill", archive]
+    expected = undisturbed(stage, job)
+    url = stage.place.environment["POSTGRES_URL"]
+    stage.place.configure(POSTGRES_URL=f"postgresql://postgres:@127.0.0.1:9/{stage.database}")
+    endure(stage, job, "Connection refused")
+    stage.place.configure(POSTGRES_URL=url)
+    heal(stage, job, expected)
+    record_property("fault", "refused")
+
+
+@pytest.mark.sampled
+def test_a_postgres_that_is_read_only(stage, archive, record_property):
+    job = ["run_pipeline", "backfill", archive]
+    expected = undisturbed(stage, job)
+    with altered(
+        stage,
+        "alter database {database} set default_transaction_read_only = on",
+        "alter database {database} reset default_transaction_read_only",
+    ):
+        endure(stage, job, "in a read-only transaction")
+    heal(stage, job, expected)
+    record_property("fault", "read-only")
+
+
+@pytest.mark.sampled
+def test_a_postgres_that_is_out_of_connections(stage, archive, record_property):
+    job = ["run_pipeline", "backfill", archive]
+    expected = undisturbed(stage, job)
+    user = f"crowded_{stage.database}"
+    stage.place.configure(
+        POSTGRES_URL=stage.place.environment["POSTGRES_URL"].replace("postgres:@", f"{user}:@")
+    )
+    with altered(
+        stage,
+        f"create role {user} login connection limit 1; alter database {{database}} owner to {user}",
+        f"alter role {user} connection limit -1",
+    ):
+        endure(stage, job, f'too many connections for role "{user}"')
+    heal(stage, job, expected)
+    record_property("fault", "out of connections")
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
+    """A disk of its own in a folder; gives what changes its size. Skips the test where nobody may mount."""
+    admin = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    folder.mkdir()
+    mounted = subprocess.run(
+        [*admin, "mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield lambda size: subprocess.run([*admin, "mount", "-o", f"remount,size={size}", folder], check=True)
+    finally:
+        subprocess.run([*admin, "umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def file_stage(workplace, postgres_server) -> Iterator[Stage]:
+    with open_stage(workplace, postgres_server, None) as stage:
+        yield stage
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("size", ["32k", "256k", "512k"])
+def test_a_disk_that_is_full(file_stage, archive, tmp_path, size, record_property):
+    stage, job = file_stage, ["run_pipeline", "backfill", archive]
+    expected = undisturbed(stage, job)
+    with small_disk(tmp_path / "disk", size) as resize:
+        stage.place.configure(LAKE_URL=str(tmp_path / "disk" / "lake"))
+        endure(stage, job, "No space left on device")
+        resize("64m")
+        heal(stage, job, expected)
+    record_property("fault", "disk full")
+
+
+@pytest.mark.sampled
+def test_a_clock_that_jumps_back_an_hour(file_stage, archive, record_property):
+    stage, job = file_stage, ["run_pipeline", "backfill", archive]
+    expected = undisturbed(stage, job)
+    first = min(Path(archive).glob("wrm_stations*"))
+    stage.place.configure(CLOCK_IS_AHEAD_SECONDS="3600")
+    stage.finish(*job[:2], str(first))
+    stage.place.configure(CLOCK_IS_AHEAD_SECONDS="0")
+    heal(stage, job, expected)
+    shutil.rmtree(stage.place.settings.data_dir / "dlt")  # what dlt remembers comes back from the lake
+    heal(stage, job, expected)
+    record_property("fault", "clock back an hour")

@@ -85,11 +85,23 @@ def unknown_recipes(text):
     return sorted(set(re.findall(r"scripts/just ([a-z][\w-]*)", text)) - recipes())
 
 
+def unknown_tests(text):
+    """Words of code that name a test, as pytest does, which is not in its file."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    return [f"{file}::{name}" for file, name in named if not re.search(rf"^def {name}\(", source(file), re.M)]
+
+
+@cache
+def source(file):
+    path = PROJECT_ROOT / file
+    return path.read_text() if path.exists() else ""
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_document_names_only_what_is_there(document):
     text = (PROJECT_ROOT / document).read_text(encoding="utf-8")
     dead = dead_links(document, text) + dead_paths(text)
-    assert (document, dead, unknown_recipes(text)) == (document, [], [])
+    assert (document, dead, unknown_recipes(text), unknown_tests(text)) == (document, [], [], [])
 
 
 def test_a_link_that_leads_nowhere_is_found():
@@ -110,3 +122,9 @@ def test_a_path_in_code_that_is_not_there_is_found():
 
 def test_a_recipe_that_is_not_there_is_found():
     assert unknown_recipes("scripts/just check, `scripts/just none`, `scripts/just` lists") == ["none"]
+
+
+def test_a_test_that_is_not_there_is_found():
+    here = "tests/unit/test_documents.py::test_a_test_that_is_not_there_is_found"
+    text = f"`{here}` `{here}_x` `tests/unit/test_none.py::test_a`"
+    assert unknown_tests(text) == [f"{here}_x", "tests/unit/test_none.py::test_a"]
