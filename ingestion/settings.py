@@ -143,7 +143,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         postgres_reader_role=read("POSTGRES_READER_ROLE", "bike_data_reader", _role),
         export_retention_days=read("EXPORT_RETENTION_DAYS", "7" if is_dev else "", _positive(int)) or None,
         s3=S3Settings(
-            endpoint_url=read("AWS_ENDPOINT_URL_S3", read.raw("AWS_ENDPOINT_URL"), _http_url) or None,
+            endpoint_url=read("AWS_ENDPOINT_URL_S3", read.raw("AWS_ENDPOINT_URL"), _public_url) or None,
             region=read("AWS_REGION", read.raw("AWS_DEFAULT_REGION") or "eu-central-1", str),
             access_key_id=read.raw("AWS_ACCESS_KEY_ID") or None,
             secret_access_key=read.raw("AWS_SECRET_ACCESS_KEY") or None,
@@ -154,12 +154,12 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         wrm_feed_url=read(
             "WRM_FEED_URL",
             "https://gladys.geog.ucl.ac.uk/bikesapi/load.php?scheme=wroclaw",
-            _http_url,
+            _public_url,
         ),
         wrm_failures_url=read(
             "WRM_FAILURES_URL",
             "https://www.wroclaw.pl/open-data/39605eb0-8055-4733-bb02-04b96791d36a/WRM_usterki.csv",
-            _http_url,
+            _public_url,
         ),
         fetch_timeout_seconds=read("FETCH_TIMEOUT_SECONDS", "20", _positive(float)),
         fetch_attempts=read("FETCH_ATTEMPTS", "3", _positive(int)),
@@ -287,6 +287,13 @@ def _http_url(value: str) -> str:
     url = urlsplit(value)
     if url.scheme not in ("http", "https") or not url.netloc:
         raise ValueError("Give an http:// or https:// URL.")
+    return value
+
+
+def _public_url(value: str) -> str:
+    """An http(s) URL that rows, logs and messages name."""
+    if "@" in urlsplit(_http_url(value)).netloc:
+        raise ValueError("Give it without user and password: it is named in rows and logs.")
     return value
 
 

@@ -71,8 +71,7 @@ def running_s3(folder: Path, policies: Mapping[str, Any] | None = None) -> Itera
     # weed opens each of these, and each plus 10 000 for gRPC
     ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     config = folder / "identities.json"
-    config.write_text(json.dumps(_identities(keys, further_keys, policies or {})))
-    config.chmod(0o600)
+    _write_private(config, json.dumps(_identities(keys, further_keys, policies or {})))
     command = [
         _weed(), "-logtostderr", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-volume.max=0",
@@ -103,10 +102,16 @@ def running_s3(folder: Path, policies: Mapping[str, Any] | None = None) -> Itera
 def _keys(folder: Path) -> tuple[str, str]:
     kept = folder / "keys.json"
     if not kept.exists():
-        kept.touch(mode=0o600)
-        kept.write_text(json.dumps(_new_keys()))
+        _write_private(kept, json.dumps(_new_keys()))
     access_key_id, secret_access_key = json.loads(kept.read_text())
     return access_key_id, secret_access_key
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that is its owner's alone from its first byte on."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
 
 
 def _new_keys() -> tuple[str, str]:

@@ -49,6 +49,9 @@ def test_settings_report_every_malformed_value_together_and_hide_passwords():
         ("LAKE_URL", "file:///o'brien/lake", "without ' * ? [ ] in its name"),
         ("DATA_DIR", "data [1]", "without ' * ? [ ] in its name"),
         ("AWS_CA_BUNDLE", "/nowhere.pem", "Give a file that exists"),
+        ("WRM_FEED_URL", "https://bob:hunter2@feed/wrm", "Give it without user and password"),
+        ("WRM_FAILURES_URL", "https://bob:hunter2@feed/wrm", "Give it without user and password"),
+        ("AWS_ENDPOINT_URL_S3", "https://bob:hunter2@s3", "Give it without user and password"),
     ],
 )
 def test_settings_refuse_what_would_fail_later_and_never_show_a_password(name, value, advice):
