@@ -135,11 +135,23 @@ docs: _environment
 psql *arguments: _environment
     @python -m scripts.open_psql "$@"
 
-# DuckDB's shell on the lake, or one query: query -csv "select …"
+# Versions, what differs from the lock, and settings that are a risk; ends with status 1 at a risk (--json)
+[group('tools')]
+[no-exit-message]
+audit *arguments: _environment
+    @python -m scripts.audit_environment "$@"
+
+# DuckDB's shell on the lake, or one query: query "select …"
 [group('tools')]
 [no-exit-message]
 query *arguments: _environment
     @python -m scripts.open_query "$@"
+
+# One query's result for a spreadsheet, its text kept from being run: csv "select …" (--output FILE, --raw)
+[group('tools')]
+[no-exit-message]
+csv *arguments: _environment
+    @python -m scripts.export_csv "$@"
 
 # Set up the lake's bucket and print the policies of collector, builder and reader (--dry-run, --policies-only)
 [group('tools')]

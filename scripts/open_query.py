@@ -2,7 +2,7 @@
 
 python -m scripts.open_query                              an interactive shell
 python -m scripts.open_query "select …"                   prints a result and ends
-python -m scripts.open_query -csv "select …" >file.csv    options go to the shell: -json, -csv, -markdown, …
+python -m scripts.open_query -json "select …" >file.json  options go to the shell: -json, -markdown, -line, …
 
 Views and seeds stand in a database file of its own, which goes when the shell ends: what is made in it is not
 kept. The lake itself is read, never written.
@@ -47,9 +47,10 @@ def _open(settings: Settings) -> None:
     lake = Lake.of(settings)
     _end_tidily()
     with tempfile.TemporaryDirectory(prefix="bike-data-flow-") as folder:
-        database = Path(folder) / "lake.duckdb"
-        _make_views(settings, lake, database)
-        status = _run_shell(_preparation(settings, lake), [str(database), *sys.argv[1:]])
+        database = str(Path(folder) / "lake.duckdb")
+        with opened_views(settings, database):
+            pass  # the shell opens the file after us
+        status = _run_shell(_preparation(settings, lake), [database, *sys.argv[1:]])
     raise SystemExit(status)
 
 
@@ -59,22 +60,32 @@ def _end_tidily() -> None:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
-def _make_views(settings: Settings, lake: Lake, database: Path) -> None:
-    denials: dict[str, Exception] = {}
+@contextmanager
+def opened_views(settings: Settings, database: str = ":memory:") -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB with a view for every model that is built, the bronze tables and the seeds, for the length of a
+    `with` block; what is left out, or missing, is told. Raises `CommandError` where the lake is out of reach."""
+    lake = Lake.of(settings)
     try:
-        with closing(open_lake(settings, str(database), layers=())) as connection:
-            for layer in LAYERS:
-                with _noted_denial(denials, layer):
-                    create_views(connection, lake, layer)
-            built = connection.execute("select 1 from duckdb_views() where not internal").fetchall()
-            with _noted_denial(denials, "bronze"):
-                create_bronze_views(connection, lake)
-        if len(denials) > len(LAYERS):
-            raise denials["bronze"]
+        connection = open_lake(settings, database, layers=())
+        _make_views(connection, lake)
     except (duckdb.Error, OSError) as error:
         raise CommandError(
             f"The lake is out of reach: {lake.url}. Check LAKE_URL and the AWS settings.\n{error}"
         ) from error
+    with closing(connection):
+        yield connection
+
+
+def _make_views(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    denials: dict[str, Exception] = {}
+    for layer in LAYERS:
+        with _noted_denial(denials, layer):
+            create_views(connection, lake, layer)
+    built = connection.execute("select 1 from duckdb_views() where not internal").fetchall()
+    with _noted_denial(denials, "bronze"):
+        create_bronze_views(connection, lake)
+    if len(denials) > len(LAYERS):
+        raise denials["bronze"]
     if denials:
         print(f"Left out, as these credentials may not read it: {', '.join(denials)}.", file=sys.stderr)
     elif not built:
