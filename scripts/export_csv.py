@@ -2,9 +2,10 @@
 
 python -m scripts.export_csv "select name, bikes from …" --output stations.csv
 
-A spreadsheet takes text that begins with = + - @, a tab or a carriage return for a formula, and runs it. Names come
-from a feed that is not ours: such text, and such a heading, gets a ' before it, and text stands in quotes, so that
-none begins in the middle of a cell. Numbers and times stay as they are, and with --raw text does as well.
+A spreadsheet takes text that begins with = + - @, a tab or a carriage return for a formula, and runs it.
+Names come from a feed that is not ours: such text, and such a heading, gets a ' before it, and text stands in
+quotes, so that none begins in the middle of a cell. Numbers and times stay as they are, and with --raw text
+does too.
 """
 
 from __future__ import annotations
@@ -43,23 +44,28 @@ def export_csv(
         result = connection.sql(query)
         if result is None:
             raise CsvError(f"The query gives no rows: {query}. Give one that begins with select or from.")
-        columns = zip(result.columns, map(str, result.types), strict=True)
-        selected = ["*"] if is_raw else [_harmless(name, kind) for name, kind in columns]
+        selected, options = ("*", "") if is_raw else _harmless(result)
         connection.execute(
-            f"copy (select {', '.join(selected)} from result) to {quoted(str(path))} "
-            f"(format csv, header{'' if is_raw else ', force_quote *'})"
+            f"copy (select {selected} from result) to {quoted(str(path))} (format csv, header{options})"
         )
     except duckdb.Error as error:
         raise CsvError(f"The query failed: {query}. Mend it and run again.\n{error}") from error
 
 
-def _harmless(name: str, kind: str) -> str:
-    """A column under a harmless heading; what is text, or would be written as text, cannot be run."""
-    column, heading = _identifier(name), _identifier(f"'{name}" if re.search(FORMULA, name) else name)
-    if NO_TEXT.fullmatch(kind):
-        return f"{column} as {heading}"
-    text = f"{column}::varchar"
-    return f"if(regexp_matches({text}, {quoted(FORMULA)}), '''' || {text}, {text}) as {heading}"
+def _harmless(result: duckdb.DuckDBPyRelation) -> tuple[str, str]:
+    """What to select of a result, and how to write it: what is text, or would be written as text, cannot be
+    run, nor can its heading."""
+    selected, texts = [], []
+    for name, kind in zip(result.columns, result.types, strict=True):
+        column, heading = _identifier(name), _identifier(f"'{name}" if re.search(FORMULA, name) else name)
+        if NO_TEXT.fullmatch(str(kind)):
+            selected.append(f"{column} as {heading}")
+            continue
+        text = f"{column}::varchar"
+        is_formula = f"regexp_matches({text}, {quoted(FORMULA)})"
+        selected.append(f"if({is_formula}, chr(39) || {text}, {text}) as {heading}")
+        texts.append(heading)
+    return ", ".join(selected), f", force_quote ({', '.join(texts)})" if texts else ""
 
 
 def _identifier(name: str) -> str:

@@ -62,8 +62,8 @@ def _end_tidily() -> None:
 
 @contextmanager
 def opened_views(settings: Settings, database: str = ":memory:") -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB with a view for every model that is built, the bronze tables and the seeds, for the length of a
-    `with` block; what is left out, or missing, is told. Raises `CommandError` where the lake is out of reach."""
+    """A DuckDB with a view for every model that is built, the bronze tables and the seeds, for the length of
+    a `with` block; what is left out, or missing, is told. Raises `CommandError` where the lake is away."""
     lake = Lake.of(settings)
     try:
         connection = open_lake(settings, database, layers=())

@@ -91,7 +91,10 @@
 {# In one transaction; the lock is for processes that make the same schema at the same moment. #}
 {% macro landing_ddl(schema) %}
 select pg_advisory_xact_lock(hashtext('{{ schema }}'));
-create schema if not exists {{ schema }};
+{#- not "if not exists", which wants the right to make schemas also where it makes none #}
+do $schema$ begin
+    if to_regnamespace('{{ schema }}') is null then create schema {{ schema }}; end if;
+end $schema$;
 create table if not exists {{ schema }}.exported_objects (
     lake text, model text, object text, fingerprint text not null, dt date not null,
     exported_at timestamptz not null default now(), primary key (lake, model, object)
