@@ -297,7 +297,8 @@ def _post_json(url: str, text: str, seconds: float) -> int:
 
 def _reason(error: str) -> str:
     """The error in one line of bounded length."""
-    line = re.sub(r"[\s\x00-\x1f\x7f]+", " ", error).strip().rstrip(".")
+    unseen = r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+"
+    line = re.sub(unseen, " ", error).strip().rstrip(".")
     return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ INTERRUPTED = 130
 WATCHED = ("ingest", "transform", "export", "compact")
 # what every JSON line of the log has, null where it says nothing of it
 FIELDS = dict.fromkeys(("run_id", "source", "rows", "bytes", "seconds"))
+
+# control characters but for tab and line feed, and what turns the direction of writing around
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 logger = logging.getLogger("bike-data-flow")
 
@@ -55,7 +59,7 @@ def run_command(job: Callable[[Settings], str | None]) -> None:
         if error is None:
             raise
     if error:
-        print(f"\nFailed. {error}", file=sys.stderr)
+        print(f"\nFailed. {visible(error)}", file=sys.stderr)
         raise SystemExit(1)
 
 
@@ -98,11 +102,23 @@ def configure_logging(settings: Settings) -> None:
         formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
         formatter.converter = time.gmtime
     else:
-        formatter = logging.Formatter("%(asctime)s %(run_tag)s%(message)s", datefmt="%H:%M:%S")
+        formatter = _PlainFormatter("%(asctime)s %(run_tag)s%(message)s", datefmt="%H:%M:%S")
     handler.setFormatter(formatter)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     for noisy in NOISY_LOGGERS:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Log lines for people: what a record quotes can neither steer the terminal nor begin a line of the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record)).replace("\n", "\n    ")
+
+
+def visible(text: str) -> str:
+    """The text with what steers a terminal, or the direction of writing, spelt out; lines stay lines."""
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _tell_run(record: logging.LogRecord) -> bool:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ingestion.settings import Settings
-from scripts.command import run_command
+from scripts.command import run_command, visible
 from scripts.health import (
     Gap,
     Health,
@@ -243,9 +243,9 @@ def show_screen(settings: Settings, health: Health, troubles: list[Trouble], con
     verdict = "[bold red]TROUBLE[/]" if troubles else "[bold green]ALL IS WELL[/]"
     console.print(f"[bold]Bike Data Flow[/] ({where}): {verdict}")
     for trouble in troubles:
-        console.print(f"[red]{escape(trouble.what)}.[/] {escape(trouble.next_step)}")
+        console.print(f"[red]{escape(visible(trouble.what))}.[/] {escape(trouble.next_step)}")
     for section in list_sections(settings, health):
-        note = Text(section.note or "", _style(section.note or ""))
+        note = Text(visible(section.note or ""), _style(section.note or ""))
         if not section.rows:
             console.print(Text.assemble((f"{section.title}: ", "bold"), note))
             continue
@@ -264,7 +264,7 @@ def _tabulate(section: Section) -> Table:
 
 
 def _coloured(text: str) -> Text:
-    return Text(text, _style(text), no_wrap=True, overflow="ellipsis")
+    return Text(visible(text), _style(text), no_wrap=True, overflow="ellipsis")
 
 
 def _style(text: str) -> str:
@@ -308,8 +308,9 @@ def _line(cells: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that Markdown and HTML take for nothing but text."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
+    """Text on one line that Markdown and HTML take for nothing but text."""
+    line = " ".join(visible(text).replace("&", "&amp;").split())
+    return line.replace("<", "&lt;").replace("|", "&#124;").replace("[", "&#91;").replace("`", "'")
 
 
 def to_json(health: Health) -> str:

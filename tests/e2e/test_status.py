@@ -172,7 +172,7 @@ def test_markdown_holds_the_sections_the_daily_quality_and_no_markup_of_others(w
     troubles = find_troubles(workplace.settings, ILL)
     lines = to_markdown(workplace.settings, ILL, troubles, quality).splitlines()
     assert lines[0] == "# Bike Data Flow (prod): TROUBLE"
-    assert "not a snapshot: [&lt;html>\\|x].** See what the feed answers" in lines[2]
+    assert "not a snapshot: &#91;&lt;html>&#124;x].** See what the feed answers" in lines[2]
     assert [line for line in lines if line.startswith("## ")] == [
         f"## {title}"
         for title in (
