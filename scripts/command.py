@@ -110,7 +110,7 @@ def configure_logging(settings: Settings) -> None:
 
 
 class _PlainFormatter(logging.Formatter):
-    """Log lines for people: what a record quotes can neither steer the terminal nor begin a line of the log."""
+    """Lines for people: what a record quotes can neither steer the terminal nor begin a line of the log."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record)).replace("\n", "\n    ")

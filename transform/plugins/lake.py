@@ -173,7 +173,8 @@ def open_lake(
     settings: Settings, database: str = ":memory:", layers: Iterable[str] = LAYERS
 ) -> duckdb.DuckDBPyConnection:
     """A DuckDB of its own with a view for every model that is built, as dbt's has; close it in the end."""
-    conn = duckdb.connect(database, config={"memory_limit": settings.duckdb_memory_limit})
+    config: dict[str, Any] = {"memory_limit": settings.duckdb_memory_limit}
+    conn = duckdb.connect(database, config=config | {"autoinstall_known_extensions": False})
     lake = Lake.of(settings)
     prepare_connection(conn, settings, lake)
     conn.execute("set timezone = 'UTC'")
