@@ -1,8 +1,8 @@
 """What this runs on and what in it is a risk: scripts/just audit [--json]
 
 Versions of all that touches data, what is installed otherwise than requirements.txt has it, and settings that
-leave a door open, each with what to do. It asks nobody but POSTGRES_URL, and ends with status 1 where there is
-something to do.
+leave a door open, each with what to do. It asks nobody but POSTGRES_URL, and ends with
+status 1 where something is to be done.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What is installed is what was locked, DuckDB runs signed extensions alone, and the audit finds the risks."""
+"""What is installed is what was locked, DuckDB runs signed extensions alone, and the audit finds risks."""
 
 import json
 import re
-import shutil
 import subprocess
 from contextlib import closing
 from importlib import metadata
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -55,29 +55,41 @@ def test_a_package_with_another_hash_is_refused(tmp_path):
         line for line in installs if "--require-hashes" not in line and "--offline --no-deps" not in line
     ] == []
     wheel = tmp_path / "harmless-1.0-py3-none-any.whl"
-    wheel.write_bytes(b"another content")
-    wanted = tmp_path / "requirements.txt"
-    wanted.write_text(f"harmless==1.0 --hash=sha256:{'0' * 64}\n")
-    command = ["uv", "pip", "install", "--offline", "--no-index", "--find-links", str(tmp_path), "--dry-run"]
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr(
+            "harmless-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: harmless\nVersion: 1.0\n"
+        )
+        file.writestr("harmless-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr("harmless-1.0.dist-info/RECORD", "")
+    right = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert install(tmp_path, f"harmless==1.0 --hash=sha256:{right}") == (0, "")
+    for requirement in (f"harmless==1.0 --hash=sha256:{'0' * 64}", "harmless==1.0"):
+        status, told = install(tmp_path, requirement)
+        assert status != 0 and "hash" in told.lower()
+
+
+def install(folder, requirement):
+    """Exit status and message of uv, as scripts/just calls it, for one requirement from a folder."""
+    (folder / "requirements.txt").write_text(f"{requirement}\n")
     done = subprocess.run(
-        [*command, "--target", str(tmp_path / "t"), "--require-hashes", "-r", str(wanted)],
+        ["uv", "pip", "sync", "--quiet", "--require-hashes", "--no-index", f"--find-links={folder}", "--no-cache",
+         f"--target={folder / 'target'}", folder / "requirements.txt"],
         capture_output=True,
         text=True,
-    )
-    assert done.returncode != 0 and "Hash mismatch" in done.stderr
+    )  # fmt: skip
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_an_extension_that_was_tampered_with_is_refused(tmp_path, name):
     path = tmp_path / f"{name}.duckdb_extension"
-    shutil.copyfile(extension_file(name), path)
+    content = bytearray(Path(extension_file(name)).read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
     with closing(duckdb.connect()) as connection:
-        connection.execute(f"load '{path}'")
-    tampered = bytearray(path.read_bytes())
-    tampered[len(tampered) // 2] ^= 1
-    path.write_bytes(tampered)
-    with closing(duckdb.connect()) as connection, pytest.raises(duckdb.IOException, match="signature"):
-        connection.execute(f"load '{path}'")
+        with pytest.raises(duckdb.IOException, match="signature"):
+            connection.execute(f"load '{path}'")
+        connection.execute(f"load '{extension_file(name)}'")
 
 
 def test_no_connection_takes_unsigned_extensions_or_fetches_any(workplace):
