@@ -1,8 +1,10 @@
 """What is installed is what was locked, DuckDB runs signed extensions alone, and the audit finds risks."""
 
+import hashlib
 import json
 import re
 import subprocess
+import zipfile
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -72,8 +74,8 @@ def install(folder, requirement):
     """Exit status and message of uv, as scripts/just calls it, for one requirement from a folder."""
     (folder / "requirements.txt").write_text(f"{requirement}\n")
     done = subprocess.run(
-        ["uv", "pip", "sync", "--quiet", "--require-hashes", "--no-index", f"--find-links={folder}", "--no-cache",
-         f"--target={folder / 'target'}", folder / "requirements.txt"],
+        ["uv", "pip", "sync", "--quiet", "--require-hashes", "--no-index", "--no-cache",
+         f"--find-links={folder}", f"--target={folder / 'target'}", folder / "requirements.txt"],
         capture_output=True,
         text=True,
     )  # fmt: skip
