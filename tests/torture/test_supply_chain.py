@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import zipfile
 from contextlib import closing
@@ -73,6 +74,7 @@ def test_a_package_with_another_hash_is_refused(tmp_path):
 def install(folder, requirement):
     """Exit status and message of uv, as scripts/just calls it, for one requirement from a folder."""
     (folder / "requirements.txt").write_text(f"{requirement}\n")
+    shutil.rmtree(folder / "target", ignore_errors=True)
     done = subprocess.run(
         ["uv", "pip", "sync", "--quiet", "--require-hashes", "--no-index", "--no-cache",
          f"--find-links={folder}", f"--target={folder / 'target'}", folder / "requirements.txt"],
