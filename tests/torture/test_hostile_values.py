@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import duckdb
 import pytest
-from conftest import bronze_rows, moment, raw_name, small_snapshot
+from conftest import FEW_STATIONS, bronze_rows, moment, raw_name, small_snapshot
 from rich.console import Console
 
 from ingestion import wrm
@@ -19,6 +19,7 @@ from scripts.command import configure_logging, visible
 from scripts.export_csv import CsvError, export_csv
 from scripts.health import Health, RunHealth, SourceHealth, WarehouseHealth
 from scripts.pipeline_run import Run
+from scripts.run_pipeline import export_readings
 from scripts.show_status import find_troubles, show_screen, to_markdown
 
 NAMES = [
@@ -137,6 +138,19 @@ def test_an_archive_of_hostile_names_is_taken_and_forges_no_log_line(workplace, 
     assert bronze_rows(workplace.settings, "station_snapshots", "source_key") == [
         ((folder / raw_name(day)).as_uri(),)
     ]
+
+
+def test_an_object_of_a_hostile_name_is_read_as_any_other(workplace, archive):
+    """Who may write to bronze alone, as the collector, has no say in the builder's SQL."""
+    day = "2025-05-12 12:00:00"
+    folder = archive(**{raw_name(day): small_snapshot(moment(day))})
+    wrm.import_archive(workplace.settings, str(folder))
+    [held] = workplace.lake_folder.glob("bronze/wrm/station_snapshots/dt=*/*.parquet")
+    held.rename(held.with_name("a'] || $$ $query$ {{ 1 % 0 }}'; drop view x; --.parquet"))
+    export_readings(workplace.settings)
+    assert workplace.warehouse_rows("select count(*) from bike_stations") == [(FEW_STATIONS,)]
+    exported = "select count(distinct object) from landing.exported_objects where object like '%; --.parquet'"
+    assert workplace.warehouse_rows(exported) == [(1,)]
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -46,7 +46,8 @@
 
   {#- day by day, so that memory stays bounded whatever lands -#}
   {%- set days = run_query(
-        'select string_agg($$getvariable(\'lake\') || \'$$ || object || $$\'$$, $$, $$ order by object) '
+        'select string_agg($$getvariable(\'lake\') || \'$$ || replace(object, $$\'$$, $$\'\'$$) || $$\'$$, '
+        ~ '$$, $$ order by object) '
         ~ 'from temp.landing_plan where not is_gone group by dt order by dt').columns[0].values() -%}
   {%- set rows = [] -%}
   {%- for objects in days -%}
@@ -195,7 +196,7 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
                    ~ '(compacted varchar, part_of varchar, part varchar, fingerprint varchar)') -%}
   {%- if compacted | length -%}
     {%- set paths = [] -%}
-    {%- for object in compacted -%}{%- do paths.append("getvariable('lake') || '" ~ object ~ "'") -%}{%- endfor -%}
+    {%- for object in compacted -%}{%- do paths.append("getvariable('lake') || '" ~ object | replace("'", "''") ~ "'") -%}{%- endfor -%}
     {%- do run_query(
           "insert into temp.replaced_objects
           with entries as (
