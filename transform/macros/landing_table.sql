@@ -196,7 +196,7 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
                    ~ '(compacted varchar, part_of varchar, part varchar, fingerprint varchar)') -%}
   {%- if compacted | length -%}
     {%- set paths = [] -%}
-    {%- for object in compacted -%}{%- do paths.append("getvariable('lake') || '" ~ object | replace("'", "''") ~ "'") -%}{%- endfor -%}
+    {%- for object in compacted -%}{%- do paths.append("getvariable('lake') || " ~ text_of(object)) -%}{%- endfor -%}
     {%- do run_query(
           "insert into temp.replaced_objects
           with entries as (
@@ -226,28 +226,34 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
               select unknown.compacted from unknown anti join temp.replaced_objects as parts
                   on parts.compacted = unknown.compacted and parts.part_of = unknown.object
           )
-          select compacted, any_value(exported.dt)::varchar as dt, string_agg(distinct $$'$$ || part || $$'$$, ', ') as parts
+          select compacted, any_value(exported.dt)::varchar as dt, string_agg(distinct $$'$$ || replace(part, $$'$$, $$''$$) || $$'$$, ', ') as parts
           from temp.replaced_objects join temp.exported_objects as exported on part = exported.object
           where compacted not in (select compacted from lacking)
           group by compacted order by compacted") -%}
     {%- for row in known -%}
       {#- one statement, one transaction; of differing code nothing is said to be current -#}
-      {%- do run_query("call postgres_execute('warehouse', $query$
+      {%- set statement -%}
           with replaced as (
-              delete from " ~ schema ~ ".exported_objects
-              where lake = '" ~ lake_value('lake') ~ "' and model = '" ~ node.name ~ "' and object in (" ~ row['parts'] ~ ")
+              delete from {{ schema }}.exported_objects
+              where lake = {{ text_of(lake_value('lake')) }} and model = '{{ node.name }}' and object in ({{ row['parts'] }})
               returning fingerprint, exported_at
           )
-          insert into " ~ schema ~ ".exported_objects (lake, model, object, fingerprint, dt, exported_at)
-          select '" ~ lake_value('lake') ~ "', '" ~ node.name ~ "', '" ~ row['compacted'] ~ "',
+          insert into {{ schema }}.exported_objects (lake, model, object, fingerprint, dt, exported_at)
+          select {{ text_of(lake_value('lake')) }}, '{{ node.name }}', {{ text_of(row['compacted']) }},
               case when min(fingerprint) = max(fingerprint) then min(fingerprint) else '' end,
-              '" ~ row['dt'] ~ "', max(exported_at)
-          from replaced$query$)") -%}
-      {%- do run_query("delete from temp.replaced_objects where compacted = '" ~ row['compacted'] ~ "'") -%}
+              '{{ row['dt'] }}', max(exported_at)
+          from replaced
+      {%- endset -%}
+      {%- do run_query("call postgres_execute('warehouse', " ~ text_of(statement) ~ ")") -%}
+      {%- do run_query("delete from temp.replaced_objects where compacted = " ~ text_of(row['compacted'])) -%}
     {%- endfor -%}
     {%- do read_ledger(node, input, schema, listed) -%}
   {%- endif -%}
 {% endmacro %}
+
+
+{# A value as a literal of SQL. #}
+{% macro text_of(value) %}{{ return("'" ~ value | replace("'", "''") ~ "'") }}{% endmacro %}
 
 
 {# (object, fingerprint, dt) of what an input holds, of the listed days or of all. #}
