@@ -56,6 +56,8 @@ files as (
             when tabs then chr(9)
             else '|'
         end as delimiter,
+        -- each field takes a hundred bytes and more on its way; an operator's file has thousands
+        length(content) - length(replace(replace(content, chr(10), ''), delimiter, '')) > 1000000 as is_oversized,
     from delimiters_counted
 ),
 
@@ -64,10 +66,13 @@ files as (
 tokenised as (
     select
         file_number,
-        regexp_extract_all(
-            chr(10) || content,
-            replace('[D\n](?:"(?:[^"]|"")*"[^D\n]*|[^D\n]*)', 'D', delimiter)
-        ) as tokens,
+        case
+            when is_oversized then [chr(10) || content]
+            else regexp_extract_all(
+                chr(10) || content,
+                replace('[D\n](?:"(?:[^"]|"")*"[^D\n]*|[^D\n]*)', 'D', delimiter)
+            )
+        end as tokens,
     from files
 ),
 
@@ -189,15 +194,18 @@ records_judged as (
         records.record_number,
         records.record,
         case
+            when files.is_oversized then 'oversized_file'
             when not headers_judged.has_known_column then 'no_known_column'
             when records.fields_count <> headers_judged.columns_count then 'wrong_field_count'
         end as structural_reason,
     from records
     join headers_judged using (file_number)
+    join files using (file_number)
     -- without a known column there is no header either
     qualify
         row_number() over (partition by records.file_number order by records.record_number) > 1
         or not headers_judged.has_known_column
+        or files.is_oversized
 ),
 
 values_named as (

@@ -230,7 +230,7 @@ final as (
         spaces_count,
         docks_count,
         pedelecs_count,
-        battery_pct,
+        case when kind = 'free_bike' then battery_pct end as battery_pct,
         is_installed,
         is_locked,
         is_temporary,
