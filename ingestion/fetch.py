@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import email.utils
+import http.client
 import logging
 import random
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
@@ -17,6 +23,7 @@ import urllib3
 USER_AGENT = "bike-data-flow/0.1 (open history of city bike feeds)"
 RETRIABLE_CLIENT_ERRORS = frozenset({408, 429})
 LONGEST_WAIT_SECONDS = 60.0
+MOST_REDIRECTS = 5
 _CHUNK_BYTES = 64 * 1024
 
 logger = logging.getLogger(__name__)
@@ -66,21 +73,21 @@ def fetch(
     first_wait_seconds: float = 1.0,
 ) -> list[Attempt]:
     """Fetch `url`, retrying what may pass: 408, 429, 5xx and connection errors, with exponential backoff and
-    jitter, or as long as the server's `Retry-After` says (at most a minute). Other 4xx are final.
+    jitter, or as long as the server's `Retry-After` says (at most a minute). Other 4xx are final. Redirects are
+    followed on the same host alone, and never from https to http.
 
-    Returns every attempt, the decisive one last; HTTP never raises here.
+    Returns every attempt, the decisive one last; HTTP never raises here. `timeout_seconds` is all that one of
+    them takes, from the request to the last byte.
     """
     attempts: list[Attempt] = []
-    with requests.Session() as session:
-        session.headers["User-Agent"] = USER_AGENT
-        for number in range(1, max_attempts + 1):
-            attempt = _fetch_once(session, url, number, validators, timeout_seconds, max_bytes)
-            attempts.append(attempt)
-            if not attempt.is_retriable or number == max_attempts:
-                break
-            seconds = _wait_seconds(attempt, first_wait_seconds)
-            logger.warning("%s. Trying again in %.1f s.", attempt.error, seconds)
-            time.sleep(seconds)
+    for number in range(1, max_attempts + 1):
+        attempt = _fetch_once(url, number, validators, timeout_seconds, max_bytes)
+        attempts.append(attempt)
+        if not attempt.is_retriable or number == max_attempts:
+            break
+        seconds = _wait_seconds(attempt, first_wait_seconds)
+        logger.warning("%s. Trying again in %.1f s.", attempt.error, seconds)
+        time.sleep(seconds)
     return attempts
 
 
@@ -92,7 +99,6 @@ def _wait_seconds(attempt: Attempt, first_wait_seconds: float) -> float:
 
 
 def _fetch_once(
-    session: requests.Session,
     url: str,
     number: int,
     validators: Validators,
@@ -109,9 +115,10 @@ def _fetch_once(
 
     found: dict[str, object] = {}
     try:
-        with session.get(
-            url, headers=validators.as_headers(), timeout=timeout_seconds, stream=True
-        ) as response:
+        with (
+            _session(timeout_seconds) as session,
+            _get(session, url, validators.as_headers(), timeout_seconds) as response,
+        ):
             found = _describe(response)
             if response.status_code == 304:
                 return outcome(**found, is_not_modified=True)
@@ -123,6 +130,8 @@ def _fetch_once(
                     or response.status_code in RETRIABLE_CLIENT_ERRORS,
                 )
             payload = b"".join(_read(response, deadline, max_bytes))
+    except RedirectRefused as refusal:
+        return outcome(**_describe(refusal.response), error=str(refusal))
     except PayloadRefused as refusal:
         return outcome(
             **found,
@@ -131,13 +140,105 @@ def _fetch_once(
             is_retriable=refusal.is_retriable,
         )
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        return outcome(
-            **found, error=f"The feed is out of reach: {_reason(error)} at {url}", is_retriable=True
-        )
+        reason = "reading timed out" if _is_cut_off(error, deadline) else _reason(error)
+        return outcome(**found, error=f"The feed is out of reach: {reason} at {url}", is_retriable=True)
     fault = _not_a_snapshot(payload)
     if fault:
         return outcome(**found, response_bytes=len(payload), error=f"{fault} from {url}")
     return outcome(**found, payload=payload, response_bytes=len(payload))
+
+
+class _CutOff(requests.adapters.HTTPAdapter):
+    """Cuts its connections when the time is up, whatever they are at: a socket's own timeout begins anew with
+    every byte of a handshake, a header or a body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sockets: list[socket.socket] = []
+
+    def get_connection_with_tls_context(self, *arguments: Any, **options: Any) -> Any:
+        pool = super().get_connection_with_tls_context(*arguments, **options)
+        make = type(pool).ConnectionCls
+
+        def connection(**given: Any) -> Any:
+            made = make(**given)
+            connect = made._new_conn
+            made._new_conn = lambda: self._remembered(connect())
+            return made
+
+        pool.ConnectionCls = connection
+        return pool
+
+    def _remembered(self, connected: socket.socket) -> socket.socket:
+        self.sockets.append(connected.dup())  # TLS takes the socket itself away
+        return connected
+
+    def cut(self) -> None:
+        for connected in self.sockets:
+            with suppress(OSError):  # closed by the server
+                connected.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        super().close()
+        for connected in self.sockets:
+            connected.close()
+
+
+@contextmanager
+def _session(seconds: float) -> Iterator[requests.Session]:
+    """A session that lasts no longer, names the project and knows HTTP alone."""
+    adapter = _CutOff()
+    timer = threading.Timer(seconds, adapter.cut)
+    with requests.Session() as session:
+        session.headers["User-Agent"] = USER_AGENT
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, adapter)
+        timer.start()
+        try:
+            yield session
+        finally:
+            timer.cancel()
+            timer.join()
+
+
+class RedirectRefused(Exception):
+    """A redirect that is not followed: to elsewhere, or without end."""
+
+    def __init__(self, reason: str, response: requests.Response) -> None:
+        super().__init__(reason)
+        self.response = response
+
+
+def _get(
+    session: requests.Session, url: str, headers: dict[str, str], timeout_seconds: float
+) -> requests.Response:
+    """The answer, its body unread. Raises `RedirectRefused`."""
+    here = url
+    for _ in range(MOST_REDIRECTS + 1):
+        response = session.get(
+            here, headers=headers, timeout=timeout_seconds, stream=True, allow_redirects=False
+        )
+        location = session.get_redirect_target(response)
+        if location is None:
+            return response
+        response.close()
+        if not _is_same_place(here, location):
+            raise RedirectRefused(
+                f"The server redirects elsewhere: {url} to {location[:200]}. "
+                "Set WRM_FEED_URL or WRM_FAILURES_URL to where the feed is now, if you trust it",
+                response,
+            )
+        here = urljoin(here, location)
+    raise RedirectRefused(f"The server redirects without end: over {MOST_REDIRECTS} times from {url}", response)
+
+
+def _is_same_place(url: str, location: str) -> bool:
+    """Whether a redirect stays on the host, and does not leave TLS."""
+    try:
+        here, there = urlsplit(url), urlsplit(urljoin(url, location))
+        return there.hostname == here.hostname and there.scheme in (here.scheme, "https")
+    except ValueError:  # no URL
+        return False
 
 
 class PayloadRefused(Exception):
@@ -156,11 +257,13 @@ def _read(response: requests.Response, deadline: float, max_bytes: int) -> Itera
         received += len(chunk)
         if received > max_bytes:
             raise PayloadRefused(f"The body is too large: over {max_bytes} bytes", received, False)
-        if time.monotonic() > deadline:
-            raise PayloadRefused(f"The body is too slow: {received} bytes by the time limit", received, True)
+        if time.monotonic() >= deadline:
+            break
         yield chunk
+    if time.monotonic() >= deadline:  # a connection that was cut off looks like one that has ended
+        raise PayloadRefused(f"The body is too slow: {received} bytes by the time limit", received, True)
     expected = response.headers.get("Content-Length", "")
-    if expected.isdigit() and response.raw.tell() < int(expected):
+    if expected.isdecimal() and response.raw.tell() < int(expected):
         raise PayloadRefused(f"The body is cut short: {received} of {expected} bytes", received, True)
 
 
@@ -177,7 +280,7 @@ def parse_retry_after(value: str | None) -> float | None:
     None without one or with one that cannot be read."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         moment = email.utils.parsedate_to_datetime(value)
@@ -197,7 +300,17 @@ def _not_a_snapshot(payload: bytes) -> str | None:
     return None
 
 
+def _is_cut_off(error: Exception, deadline: float) -> bool:
+    return time.monotonic() >= deadline and not isinstance(error, requests.ConnectTimeout)
+
+
 def _reason(error: Exception) -> str:
+    told = next((part for part in error.args if isinstance(part, urllib3.exceptions.ProtocolError)), error)
+    cause = told.args[-1] if told.args else None
+    if isinstance(cause, http.client.HTTPException) and not isinstance(
+        cause, http.client.RemoteDisconnected | http.client.IncompleteRead
+    ):
+        return f"the answer is no HTTP, {str(cause)[:100]!r}"
     kind = {
         requests.ConnectTimeout: "connecting timed out",
         requests.ReadTimeout: "reading timed out",
