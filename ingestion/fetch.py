@@ -139,7 +139,8 @@ def _fetch_once(
             error=f"{refusal} from {url}",
             is_retriable=refusal.is_retriable,
         )
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        # requests looks at a redirect's URL even where it does not follow, and a broken one is a ValueError
         reason = "reading timed out" if _is_cut_off(error, deadline) else _reason(error)
         return outcome(**found, error=f"The feed is out of reach: {reason} at {url}", is_retriable=True)
     fault = _not_a_snapshot(payload)
@@ -229,7 +230,9 @@ def _get(
                 response,
             )
         here = urljoin(here, location)
-    raise RedirectRefused(f"The server redirects without end: over {MOST_REDIRECTS} times from {url}", response)
+    raise RedirectRefused(
+        f"The server redirects without end: over {MOST_REDIRECTS} times from {url}", response
+    )
 
 
 def _is_same_place(url: str, location: str) -> bool:
@@ -311,6 +314,8 @@ def _reason(error: Exception) -> str:
         cause, http.client.RemoteDisconnected | http.client.IncompleteRead
     ):
         return f"the answer is no HTTP, {str(cause)[:100]!r}"
+    if told is not error:
+        return "the connection was cut"
     kind = {
         requests.ConnectTimeout: "connecting timed out",
         requests.ReadTimeout: "reading timed out",

@@ -42,7 +42,10 @@ class CompiledModels:
         self.sql = {path.stem: path.read_text() for path in compiled.rglob("*.sql")}
         self.cursor = DuckDBConnectionManager.env().handle().cursor()
         for name in ("fetch_attempts", "station_snapshots"):
-            self._set_input(f"wrm__{name}", Path(self.rows("select getvariable('scratch')")[0][0]) / f"wrm__{name}.parquet")
+            self._set_input(
+                f"wrm__{name}",
+                Path(self.rows("select getvariable('scratch')")[0][0]) / f"wrm__{name}.parquet",
+            )
         self.rows("set variable inputs_build_seconds = 0::double")
 
     def build(self, snapshots: list[dict[str, Any]]) -> None:
