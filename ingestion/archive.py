@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -117,10 +118,13 @@ def observed_at_of(name: str) -> tuple[datetime, str | None] | None:
 
 
 def read_payload(filesystem: fsspec.AbstractFileSystem, file: ArchiveFile, max_bytes: int) -> bytes:
-    """The file's bytes, decompressed; raises `ArchiveError` for one that is corrupt or too large."""
+    """The file's bytes, decompressed; raises `ArchiveError` for one that is corrupt or too large, or no file."""
     chunks: list[bytes] = []
     received = 0
     try:
+        if _is_local(filesystem) and not stat.S_ISREG(os.stat(file.path).st_mode):
+            # a pipe would be waited for without end
+            raise ArchiveError(f"It is no file: {file.key}. Take it away, or put a file in its place.")
         with (
             filesystem.open(file.path, "rb") as raw,
             pa.input_stream(raw, compression=file.codec) as stream,

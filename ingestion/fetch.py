@@ -73,8 +73,8 @@ def fetch(
     first_wait_seconds: float = 1.0,
 ) -> list[Attempt]:
     """Fetch `url`, retrying what may pass: 408, 429, 5xx and connection errors, with exponential backoff and
-    jitter, or as long as the server's `Retry-After` says (at most a minute). Other 4xx are final. Redirects are
-    followed on the same host alone, and never from https to http.
+    jitter, or as long as the server's `Retry-After` says (at most a minute). Other 4xx are final. Redirects
+    are followed on the same host alone, and never from https to http.
 
     Returns every attempt, the decisive one last; HTTP never raises here. `timeout_seconds` is all that one of
     them takes, from the request to the last byte.
@@ -159,7 +159,7 @@ class _CutOff(requests.adapters.HTTPAdapter):
 
     def get_connection_with_tls_context(self, *arguments: Any, **options: Any) -> Any:
         pool = super().get_connection_with_tls_context(*arguments, **options)
-        make = type(pool).ConnectionCls
+        make = type(pool).ConnectionCls  # type: ignore[attr-defined]
 
         def connection(**given: Any) -> Any:
             made = make(**given)
@@ -167,7 +167,7 @@ class _CutOff(requests.adapters.HTTPAdapter):
             made._new_conn = lambda: self._remembered(connect())
             return made
 
-        pool.ConnectionCls = connection
+        pool.ConnectionCls = connection  # type: ignore[attr-defined]
         return pool
 
     def _remembered(self, connected: socket.socket) -> socket.socket:

@@ -228,7 +228,8 @@ def import_archive(
     filesystem = Lake.of(settings).filesystem(location)
     listed_at = datetime.now(UTC)
     files, unknown = archive.list_archive(filesystem, location)
-    for path in unknown:
+    for name in unknown:
+        path = name.encode(errors="backslashreplace").decode()  # names on a disk are any bytes
         logger.warning("Passed over: %s. Its name is none of the known three.", path)
     pipeline = bronze.open_pipeline(SOURCE, settings)
     cursors: dict[str, str] = bronze.source_state(pipeline).get("archives", {})

@@ -1,5 +1,5 @@
-"""Payloads of every kind, valid and hostile: every line of them is accounted for, and is what a second parser,
-written from the documentation, says it is."""
+"""Payloads of every kind, valid and hostile: every line of them is accounted for, and is what a second
+parser, written from the documentation, says it is."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def drip(first: bytes, again: bytes) -> Answer:
 
 @contextmanager
 def server(answer: Callable[[int], Answer], *, is_reset: bool = False) -> Iterator[int]:
-    """Answers every connection on loopback with raw bytes, and closes it; its port. `answer` gets the port."""
+    """Answers every connection on loopback with raw bytes, and closes it; its port, which `answer` gets."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
 
