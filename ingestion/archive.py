@@ -118,7 +118,7 @@ def observed_at_of(name: str) -> tuple[datetime, str | None] | None:
 
 
 def read_payload(filesystem: fsspec.AbstractFileSystem, file: ArchiveFile, max_bytes: int) -> bytes:
-    """The file's bytes, decompressed; raises `ArchiveError` for one that is corrupt or too large, or no file."""
+    """The file's bytes, decompressed; raises `ArchiveError` for one that is corrupt, too large or no file."""
     chunks: list[bytes] = []
     received = 0
     try:

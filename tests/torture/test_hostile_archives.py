@@ -35,7 +35,10 @@ def link_to(target: str) -> Callable[[Path], None]:
 
 
 def holds(content: bytes) -> Callable[[Path], None]:
-    return lambda path: None if path.write_bytes(content) < 0 else None
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    return write
 
 
 NO_FILE, UNREADABLE, LARGE = "It is no file: ", "File cannot be read: ", "File is too large: "

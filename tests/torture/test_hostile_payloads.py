@@ -3,14 +3,18 @@ parser, written from the documentation, says it is."""
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import resource
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hypothesis.configuration
+import pytest
 from compiled_models import CompiledModels
 from conftest import Torture, Workplace, moment, small_snapshot
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -19,6 +23,7 @@ from reference_parser import BATTERY, REQUIRED, STAMP, Line, read_payload
 
 from ingestion import wrm
 from ingestion.encoding import decode
+from ingestion.settings import load_settings
 from scripts.simulate_feed import break_encoding
 
 PAYLOADS_PER_EXAMPLE = 10
@@ -429,3 +434,61 @@ def test_every_line_of_any_payload_is_what_a_second_parser_says(
         record_property(name, count)
     assert total["payloads"] >= torture.payloads
     assert min(total["kept"], total["duplicates"], total["rejected"]) > 0
+
+
+def test_every_odd_value_in_every_column_is_judged_as_documented(workplace: Workplace) -> None:
+    odd = [
+        ",".join(quoted((line | {name: value})[column]) for column in HEADER)
+        for line in (STATION, BIKE)
+        for name in HEADER
+        for value in (*POOLS.get(name, NUMBERS), *BOOLEANS)
+    ]
+    payload = "\n".join(["#" + ",".join(HEADER), *odd, *BARE_LINES]).encode()
+    assert check(CompiledModels(workplace.settings), [payload])["lines"] > len(odd)
+
+
+MEGABYTE = 1024 * 1024
+MOST_MEGABYTES = (
+    1024 + 1024
+)  # DuckDB's limit by default, and as much again for Python, strings and their patterns
+STATION_LINE = ",".join(STATION[name] for name in HEADER)
+HEADER_LINE = "#" + ",".join(HEADER)
+HUGE: dict[str, Callable[[], str]] = {
+    "200 000 lines": lambda: f"{HEADER_LINE}\n" + f"{STATION_LINE}\n" * 200_000,
+    "fields of a megabyte": lambda: f"{HEADER_LINE}\n" + STATION_LINE.replace("Rynek", "x" * MEGABYTE) + "\n",
+    "20 000 columns": lambda: f"{HEADER_LINE}{',c' * 20_000}\n" + f"{STATION_LINE}{',7' * 20_000}\n" * 20,
+    "a line of 31 MB": lambda: f"{HEADER_LINE}\n" + "x" * (31 * MEGABYTE),
+    "31 MB of commas": lambda: f"{HEADER_LINE}\n" + "," * (31 * MEGABYTE),
+}
+
+
+def take_huge(name: str, results: Any) -> None:
+    """In a process of its own: what became of a huge payload beside good ones, and the memory it took."""
+    payload = HUGE[name]().encode()
+    lines = len(payload.splitlines()) - 1
+    good = [wrm.payload_row(text.encode(), "feed", None, at, at) for at, text in GOOD]
+    models = CompiledModels(load_settings())
+    models.build([bronze_row(0, payload), *good])
+    [(received,)] = models.rows("select lines_count from fct_daily_processing")
+    [(kept,)] = models.rows(
+        "select count(*) from int_wrm__lines_parsed "
+        f"where not is_rejected and snapshot_observed_at > timestamp '{NOON:%Y-%m-%d %H:%M:%S}'"
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    results.put((received - lines, kept, models.unaccounted(), peak))
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("name", HUGE)
+def test_a_huge_payload_takes_bounded_memory_and_hurts_nobody(
+    workplace: Workplace, name: str, record_property: Any
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=take_huge, args=(name, results))
+    process.start()
+    received, kept, unaccounted, peak = results.get(timeout=120)
+    process.join()
+    record_property(f"megabytes: {name}", peak)
+    assert (received, kept, unaccounted) == (GOOD_LINES, GOOD_LINES, [])
+    assert peak < MOST_MEGABYTES

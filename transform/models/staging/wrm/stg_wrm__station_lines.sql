@@ -238,7 +238,7 @@ final as (
         server_offset_seconds,
         extra_fields,
         coalesce(bikes_count > docks_count, false) as is_over_capacity,
-        coalesce(bikes_count + spaces_count <> docks_count, false) as has_capacity_mismatch,
+        coalesce(bikes_count::bigint + spaces_count <> docks_count, false) as has_capacity_mismatch,
         coalesce(len(list_filter(
             areas,
             lambda area: latitude between area['south'] and area['north']
