@@ -148,7 +148,7 @@ def _reasons(told: dict[str, str], values: dict[str, Any], observed_at: datetime
 
 
 def _id_reason(text: str) -> str | None:
-    if not text.strip():
+    if not text:
         return "missing_id"
     match = re.fullmatch(r"(fb)([0-9]+)|()(0|[1-9][0-9]*)", text)
     if match is None:
