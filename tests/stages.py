@@ -65,6 +65,10 @@ class Stage:
             self.s3.rm(self.s3.find(self.lake))
             self._copy_objects(f"{self.lake}-saved", self.lake)
 
+    @property
+    def folder(self) -> Path:
+        return self.place.settings.data_dir.parent
+
     def connect(self, database: str) -> Any:
         """A connection to PostgreSQL past the proxy."""
         return psycopg2.connect(**self.postgres_settings.postgres_parameters() | {"dbname": database})

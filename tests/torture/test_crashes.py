@@ -55,27 +55,23 @@ def prepare_backfill(stage: Stage) -> list[str]:
     return [
         "run_pipeline",
         "backfill",
-        write_archive(stage.place.settings.data_dir.parent / "archive", (0, 8, 16)),
+        write_archive(stage.folder / "archive", (0, 8, 16)),
     ]
 
 
 def prepare_compaction(stage: Stage) -> list[str]:
     for hours in ((0, 8), (4, 12), (16,)):
-        wrm.import_archive(stage.place.settings, write_archive(stage, hours, f"archive-{hours[0]}"))
+        wrm.import_archive(stage.place.settings, write_archive(stage.folder / f"archive-{hours[0]}", hours))
     return ["compact_bronze"]
 
 
 def prepare_run(stage: Stage) -> list[str]:
-    stage.finish(
-        "run_pipeline", "backfill", write_archive(stage.place.settings.data_dir.parent / "archive", (0, 8))
-    )
+    stage.finish("run_pipeline", "backfill", write_archive(stage.folder / "archive", (0, 8)))
     return ["run_pipeline", "run"]
 
 
 def prepare_rebuild(stage: Stage) -> list[str]:
-    stage.finish(
-        "run_pipeline", "backfill", write_archive(stage.place.settings.data_dir.parent / "archive", (0, 8))
-    )
+    stage.finish("run_pipeline", "backfill", write_archive(stage.folder / "archive", (0, 8)))
     return ["run_pipeline", "backfill", "--from", DAYS[0], "--to", DAYS[1]]
 
 
