@@ -30,6 +30,7 @@ NEEDS = {
     "check": set(),
     "impact": set(),
     "test": set(),
+    "torture": set(),
     "ingest": STORAGE | {"ALERT_WEBHOOK_URL"},
     "transform": STORAGE | {"ALERT_WEBHOOK_URL"},
     "compact": STORAGE | {"ALERT_WEBHOOK_URL"},
@@ -156,7 +157,7 @@ def test_schedules_are_off_the_hour_except_where_the_hour_is_asked_for():
     }
     assert crons.pop("reprocess") == ["0 3 * * 0"]
     collect = ["7 0,1,3-23 * * 1-6", "7 0,1,4-23 * * 0"]
-    assert crons == {"ci": [], "collect": collect, "nightly": ["55 1 * * *"]}
+    assert crons == {"ci": [], "collect": collect, "nightly": ["55 1 * * *"], "torture": ["23 4 * * *"]}
 
 
 def test_no_collect_is_due_while_a_nightly_or_reprocess_may_wait_for_the_job_before_it():
@@ -171,9 +172,10 @@ def test_no_collect_is_due_while_a_nightly_or_reprocess_may_wait_for_the_job_bef
         assert name == "collect" or follows_at >= is_over_at, (name, at)
 
 
-def test_ci_runs_check_impact_and_test_and_never_meets_a_lake():
-    assert [recipe(step) for step in runs("ci")] == ["check", "impact", "test"]
-    assert not WORKFLOWS["ci"]["concurrency"]["group"].startswith("lake-")
+@pytest.mark.parametrize(("name", "recipes"), [("ci", ["check", "impact", "test"]), ("torture", ["torture"])])
+def test_what_tests_the_project_never_meets_a_lake(name, recipes):
+    assert [recipe(step) for step in runs(name)] == recipes
+    assert not WORKFLOWS[name]["concurrency"]["group"].startswith("lake-")
 
 
 class Runner:

@@ -318,11 +318,16 @@ def test_a_watch_at_work_is_told_and_when_it_polls_and_exports_at_the_latest(wor
 
 
 def test_schedules_are_those_of_the_workflows_the_soonest_first(tmp_path):
-    schedules = {"nightly": ["17 2 * * *"], "collect": ["7 * * * *", "37 * * * *"]}
+    schedules = {
+        "nightly": ["17 2 * * *"],
+        "collect": ["7 * * * *", "37 * * * *"],
+        "torture": ["10 7 * * *"],  # works on no lake
+    }
     for name, crons in schedules.items():
         listed = "".join(f"    - cron: '{cron}'\n" for cron in crons)
         (tmp_path / f"{name}.yml").write_text(
             f"name: {name}\non:\n  schedule:\n{listed}  workflow_dispatch:\n"
+            f"concurrency:\n  group: {'torture' if name == 'torture' else 'lake-prod'}\n"
         )
     (tmp_path / "ci.yml").write_text("name: ci\non:\n  push:\n    branches: [main]\n")
     (tmp_path / "bare.yml").write_text("name: bare\non: push\n")
