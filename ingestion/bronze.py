@@ -10,12 +10,14 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import dlt
 import pendulum
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dlt.common.pipeline import get_dlt_pipelines_dir
 from dlt.common.schema.typing import TSchemaContractDict
 from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
 from dlt.common.storages.load_package import (
@@ -29,8 +31,14 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from ingestion.lake import Lake
 from ingestion.run_history import Step, note
 from ingestion.settings import Settings
+from ingestion.working_directory import land_set_aside, set_torn_aside
 
 logger = logging.getLogger(__name__)
+
+
+class BronzeError(ValueError):
+    """A bronze object that cannot be read; its message names it."""
+
 
 PACKAGES_KEPT = 20
 
@@ -39,6 +47,8 @@ _FROZEN: TSchemaContractDict = {"tables": "evolve", "columns": "freeze", "data_t
 
 # working directories and lakes whose state this process has compared; nobody else changes it meanwhile
 _synced: set[tuple[str, str]] = set()
+# working directories that this process has looked at: only what ends a process tears them
+_mended: set[Path] = set()
 
 
 def open_pipeline(source: str, settings: Settings, *, needs_lake: bool = True) -> dlt.Pipeline:
@@ -65,6 +75,14 @@ def open_pipeline(source: str, settings: Settings, *, needs_lake: bool = True) -
 
 
 def _pipeline(source: str, settings: Settings) -> dlt.Pipeline:
+    folder = Path(get_dlt_pipelines_dir(), source)
+    if folder not in _mended:
+        set_torn_aside(folder)
+        try:
+            land_set_aside(Lake.of(settings), folder)
+            _mended.add(folder)
+        except Exception as error:  # whatever the store raises that is out of reach
+            logger.warning("What was set aside waits for the lake: %s.", error)
     return dlt.pipeline(
         source,
         destination=dlt.destinations.filesystem(
@@ -199,13 +217,22 @@ def source_state(pipeline: dlt.Pipeline) -> dict[str, Any]:
 def read_bronze_day(
     lake: Lake, source: str, table: str, day: date, columns: list[str]
 ) -> list[dict[str, Any]]:
-    """The rows of one day of a bronze table, some columns only; empty where the day has none."""
+    """The rows of one day of a bronze table, some columns only; empty where the day has none.
+
+    Raises `BronzeError`.
+    """
     filesystem = lake.filesystem()
     rows: list[dict[str, Any]] = []
     for path in filesystem.glob(lake.bronze_day(source, table, day).removeprefix("s3://")):
         with filesystem.open(path, "rb") as file:
             # without threads: they would still hold the Python file when the process ends, and abort it
-            found = pq.ParquetFile(file, pre_buffer=False).read(columns=columns, use_threads=False)
+            try:
+                found = pq.ParquetFile(file, pre_buffer=False).read(columns=columns, use_threads=False)
+            except pa.ArrowInvalid as error:
+                raise BronzeError(
+                    f"A bronze object is not whole: {path}. Bring it back from a copy, or move it out of "
+                    "bronze and import its snapshots again."
+                ) from error
             rows += found.to_pylist()
     return rows
 

@@ -293,14 +293,24 @@ def recover(lake: Lake) -> None:
 def _read_journal(lake: Lake) -> _Journal | None:
     if lake.is_local:
         path = Path(lake.root, JOURNAL)
-        return _Journal(**json.loads(path.read_bytes())) if path.exists() else None
+        return _parse_journal(lake, path.read_bytes()) if path.exists() else None
     client = lake.s3_client()  # fsspec would ask twice, and every job asks
     bucket, key = lake.bucket_and_key(JOURNAL)
     try:
         answer = client.get_object(Bucket=bucket, Key=key)
     except client.exceptions.NoSuchKey:
         return None
-    return _Journal(**json.loads(answer["Body"].read()))
+    return _parse_journal(lake, answer["Body"].read())
+
+
+def _parse_journal(lake: Lake, content: bytes) -> _Journal:
+    try:
+        return _Journal(**json.loads(content))
+    except (ValueError, TypeError):
+        raise CompactionError(
+            f"A compaction's journal is not whole: {lake.root}/{JOURNAL}. Bring it back from a copy; without "
+            "one, remove a compacted-… object of bronze whose parts still stand beside it, then the journal."
+        ) from None
 
 
 def _is_whole(lake: Lake, journal: _Journal) -> bool:
@@ -368,12 +378,6 @@ def _listed(lake: Lake, folder: str) -> dict[str, int]:
 def _publish(lake: Lake, path: Path, name: str) -> None:
     """Have a local file appear in the lake whole or not at all."""
     lake.filesystem().put_file(str(path), f"{lake.root}/{name}")
-    if lake.is_local:
-        # a power cut must not take what it stands for as well
-        for made in (Path(lake.root, name), Path(lake.root, name).parent):
-            handle = os.open(made, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
 
 
 def _remove(lake: Lake, names: list[str]) -> None:

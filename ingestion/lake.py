@@ -12,6 +12,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -26,17 +27,47 @@ BRONZE_LAYOUT = "{table_name}/dt={YYYY}-{MM}-{DD}/{load_id}.{file_id}.{ext}"
 class AtomicLocalFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec tells no types
     """A local disk on which a file appears whole or not at all, as objects do on S3.
 
-    dlt copies finished Parquet files into place with `put_file`; a kill in the middle of a plain copy would
-    leave a torn file under its final name.
+    dlt copies finished Parquet files into place with `put_file`, and writes its state with `write_text`; a
+    kill in the middle of either would leave a torn file under its final name.
     """
 
     def put_file(self, lpath: str, rpath: str, callback: Any = None, **kwargs: Any) -> None:
         target = self._strip_protocol(rpath)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        folder, name = os.path.split(target)
-        unfinished = f"{folder}/_{name}.unfinished"
+        unfinished = unfinished_path(target)
         shutil.copyfile(self._strip_protocol(lpath), unfinished)
-        os.replace(unfinished, target)
+        publish_file(unfinished, target)
+
+    def write_text(self, path: str, value: str, encoding: str | None = None, **kwargs: Any) -> None:
+        target = self._strip_protocol(path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        unfinished = unfinished_path(target)
+        Path(unfinished).write_text(value, encoding=encoding)
+        publish_file(unfinished, target)
+
+
+def unfinished_path(path: str) -> str:
+    """Where a local file is written before it is published; the macro of the same name says it to SQL."""
+    folder, name = os.path.split(path)
+    return f"{folder}/_{name}.unfinished"
+
+
+def publish_file(unfinished: str, target: str) -> None:
+    """Give a finished local file its name in one step, so that a power cut leaves it whole or not at all: its
+    bytes are on the disk before the name is, and the name is when this returns."""
+    _sync(unfinished)
+    os.replace(unfinished, target)
+    folder = os.path.dirname(target)
+    for made in (folder, os.path.dirname(folder)):  # a new day's folder has a name to lose as well
+        _sync(made)
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 fsspec.register_implementation("file", AtomicLocalFileSystem, clobber=True)

@@ -293,7 +293,11 @@ class _Import:
         self.outcome.listed = len(listed)
         self.outcome.known = len(listed) - len(new)
         for day, files in groupby(new, key=lambda file: file.observed_at.date()):
-            self.import_day(day, list(files))
+            try:
+                self.import_day(day, of_day := list(files))
+            except bronze.BronzeError as error:  # of this day alone
+                self.refused += of_day
+                self.outcome.refused.append(str(error))
 
     def import_day(self, day: date, files: list[archive.ArchiveFile]) -> None:
         """Load what bronze does not hold of one observed day."""

@@ -266,6 +266,9 @@ def _read_journal(lake: Lake, asked: str) -> Journal | None:
         record = json.loads(lake.filesystem().cat_file(_path(lake, "journal.json")))
     except FileNotFoundError:
         return None
+    except ValueError:
+        logger.warning("Beginning anew: the journal of an earlier backfill is not whole.")
+        return None
     if record["asked"] != asked:
         logger.warning(
             "Giving up on %s of %s: the next transform rebuilds it.", record["asked"], record["began_at"]

@@ -67,10 +67,13 @@ def explain(failure: Exception) -> str | None:
     """A message for what lies outside the project, None for its own mistakes."""
     if isinstance(failure, CommandError | ValueError):
         from ingestion.archive import ArchiveError
+        from ingestion.bronze import BronzeError
         from ingestion.compaction import CompactionError
         from ingestion.settings import SettingsError
 
-        known = isinstance(failure, CommandError | ArchiveError | CompactionError | SettingsError)
+        known = isinstance(
+            failure, CommandError | ArchiveError | BronzeError | CompactionError | SettingsError
+        )
         return str(failure) if known else None
     if isinstance(failure, LeaseLostError):
         return f"{failure} Nothing of this job's is lost; the other carries on."

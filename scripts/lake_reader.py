@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -16,6 +17,8 @@ from ingestion.settings import Settings
 from transform.plugins.lake import LAYERS, storage_statements
 
 TRIES = 3
+
+logger = logging.getLogger("bike-data-flow")
 
 Result = TypeVar("Result")
 
@@ -57,7 +60,11 @@ def read_states(lake: Lake) -> dict[str, ModelState]:
             if isinstance(content, Exception):
                 raise content
             model = path.split("/")[-2]
-            days = pq.read_table(pa.BufferReader(content), use_threads=False)
+            try:
+                days = pq.read_table(pa.BufferReader(content), use_threads=False)
+            except pa.ArrowInvalid:
+                logger.warning("Not whole, and made anew by the next build: %s.", path)
+                continue
             states[model] = ModelState(f"{lake.root}/{layer}/{model}", layer, days)
     return states
 

@@ -16,13 +16,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from ingestion.lake import Lake
 from ingestion.run_history import Step, note
 from ingestion.settings import PROJECT_ROOT, Settings, canonical_postgres_url
-from scripts.command import CommandError, run_command
+from scripts.command import CommandError, run_command, the_only_job
 from scripts.pipeline_run import check_lease
 from scripts.start_postgres import running_postgres
+from scripts.torn_objects import find_torn, give_up_torn, tell_torn
 
 PROJECTS = ("transform", "exports")
+WRITING = ("build", "run", "retry", "run-operation", "seed", "snapshot", "clone")
 FAILED = ("error", "fail", "runtime error")
 logger = logging.getLogger("bike-data-flow")
 
@@ -41,8 +44,38 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
 
     Gives each node's name and message, such as {"int_wrm__lines_parsed": "built days: 2"}, but for those of
     the history of runs, which every run adds to. What dbt reports becomes steps of the run under way.
-    Raises `DbtError`.
+    A build makes anew what it finds torn of silver and gold. Raises `DbtError`.
     """
+    try:
+        return _invoke(settings, project, *arguments)
+    except DbtError as error:
+        if project != "transform" or not _mend_lake(settings, str(error), "build" in arguments):
+            raise
+    return run_dbt(settings, project, *arguments)
+
+
+def _mend_lake(settings: Settings, error: str, may_remove: bool) -> bool:
+    """Give up the torn objects that an error of dbt's names, if a build may make them anew; tells whether it
+    is to be tried again. Raises `DbtError` where that is no remedy."""
+    lake = Lake.of(settings)
+    torn = find_torn(lake, error)
+    for path in torn:
+        if not (may_remove and give_up_torn(lake, path)):
+            raise DbtError(f"{tell_torn(path)}\n{error}")
+        logger.warning("An object of the lake was not whole, and is built anew: %s.", path)
+    if torn:
+        close_duckdb()
+    return bool(torn)
+
+
+def close_duckdb() -> None:
+    """Let go of dbt's DuckDB: after a failure it may hold broken connections and half of a build."""
+    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+
+    DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]  # dbt-duckdb tells none
+
+
+def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]:
     from dbt.cli.main import dbtRunner  # slow to import
 
     check_lease()
@@ -175,7 +208,12 @@ def main() -> None:
         needs_postgres = given.project == "exports" or any(
             word in argument for argument in given.arguments for word in ("landing", "reconciliation")
         )
-        with running_postgres(settings) if needs_postgres else contextlib.nullcontext():
+        # two builds at once would publish each other's unfinished objects, and insert each other's rows again
+        is_writing = any(command in given.arguments for command in WRITING)
+        with (
+            the_only_job(settings, "dbt") if is_writing else contextlib.nullcontext(),
+            running_postgres(settings) if needs_postgres else contextlib.nullcontext(),
+        ):
             run_dbt(settings, given.project, *given.arguments)
 
     run_command(job)

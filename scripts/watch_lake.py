@@ -35,7 +35,7 @@ from scripts.health import measure_health
 from scripts.lease import Holder, LeaseLostError
 from scripts.metrics import Metrics
 from scripts.pipeline_run import Run, new_run_id, pipeline_run
-from scripts.run_dbt import DbtError
+from scripts.run_dbt import DbtError, close_duckdb
 from scripts.run_pipeline import (
     export_marts,
     export_readings,
@@ -95,7 +95,7 @@ class Sensor:
             if self.error is None:  # a mistake of the project's own
                 self.error = f"{type(failure).__name__}: {failure}"
                 logger.exception("%s failed", self.name)
-            _close_duckdb()
+            close_duckdb()
         self.failures = self.failures + 1 if self.error else 0
         self.failing_since = (self.failing_since or datetime.now(UTC)) if self.error else None
         times = min(2 ** max(self.failures - 1, 0), LONGEST_BACKOFF) if self.backs_off else 1
@@ -430,13 +430,6 @@ def _warehouse_answers(settings: Settings) -> bool:
     except psycopg2.Error:
         return False
     return True
-
-
-def _close_duckdb() -> None:
-    """Let go of dbt's DuckDB: after a failure it may hold broken connections and half of a build."""
-    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
-
-    DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]  # dbt-duckdb tells none
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.adapters.duckdb.utils import TargetConfig
 from dbt_common.exceptions import DbtRuntimeError
 
-from ingestion.lake import Lake, quoted
+from ingestion.lake import Lake, publish_file, quoted, unfinished_path
 from ingestion.schemas import BRONZE
 from ingestion.settings import Settings, load_settings
 
@@ -126,7 +126,7 @@ class Plugin(BasePlugin):
         if operation == "prepare" and self.lake.is_local:
             _prepare(Path(path))
         elif operation == "publish" and self.lake.is_local:
-            os.replace(unfinished_path(path), path)
+            publish_file(unfinished_path(path), path)
         elif operation == "remove":
             filesystem = self.lake.filesystem()
             if filesystem.exists(path):
@@ -216,12 +216,6 @@ def _postgres_secret(settings: Settings) -> str:
     return f"create or replace secret warehouse (type postgres, {rendered})"
 
 
-def unfinished_path(path: str) -> str:
-    """Where a local file is written before it is published; the macro of the same name says it to SQL."""
-    folder, name = os.path.split(path)
-    return f"{folder}/_{name}.unfinished"
-
-
 def _prepare(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Path(unfinished_path(str(path))).unlink(missing_ok=True)
@@ -254,19 +248,29 @@ def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> Non
             partitions = one = f"{folder}/_empty.parquet"
         else:
             partitions, one = f"{folder}/dt=*/data.parquet", f"{folder}/dt={newest}/data.parquet"
-        # bound to one object, not to all of them: every day of a model has the same columns
-        conn.execute(f"set variable {model} = [{quoted(one)}]")
-        try:
-            conn.execute(
-                f"create or replace view {model} as select * from read_parquet("
-                f"coalesce(getvariable('{model}'), [{quoted(partitions)}]), hive_partitioning = true)"
-            )
-        except duckdb.IOException as error:
-            # S3 tells of one object that is not there otherwise than a disk does
-            if "No files found" not in str(error) and getattr(error, "status_code", None) != 404:
-                raise
+        # bound to one object, not to all of them: every day of a model has the same columns; where a build has
+        # just removed that day, to whichever there is
+        if not any(_create_view(conn, model, partitions, bound) for bound in (one, partitions)):
             logger.warning("%s is not whole, as a killed build leaves it; the next build mends it.", model)
+
+
+def _create_view(conn: duckdb.DuckDBPyConnection, model: str, partitions: str, bound: str) -> bool:
+    """Make the view of a model's partitions, with the columns of those it is `bound` to; tells whether any of
+    these are there."""
+    conn.execute(f"set variable {model} = [{quoted(bound)}]")
+    try:
+        conn.execute(
+            f"create or replace view {model} as select * from read_parquet("
+            f"coalesce(getvariable('{model}'), [{quoted(partitions)}]), hive_partitioning = true)"
+        )
+    except duckdb.IOException as error:
+        # S3 tells of one object that is not there otherwise than a disk does
+        if "No files found" not in str(error) and getattr(error, "status_code", None) != 404:
+            raise
+        return False
+    finally:
         conn.execute(f"reset variable {model}")
+    return True
 
 
 def create_bronze_views(conn: duckdb.DuckDBPyConnection, lake: Lake) -> None:
