@@ -248,8 +248,8 @@ def create_views(conn: duckdb.DuckDBPyConnection, lake: Lake, layer: str) -> Non
             partitions = one = f"{folder}/_empty.parquet"
         else:
             partitions, one = f"{folder}/dt=*/data.parquet", f"{folder}/dt={newest}/data.parquet"
-        # bound to one object, not to all of them: every day of a model has the same columns; where a build has
-        # just removed that day, to whichever there is
+        # bound to one object, not to all of them: every day of a model has the same columns; to whichever
+        # there is where a build has just removed that day
         if not any(_create_view(conn, model, partitions, bound) for bound in (one, partitions)):
             logger.warning("%s is not whole, as a killed build leaves it; the next build mends it.", model)
 
