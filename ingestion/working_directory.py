@@ -8,6 +8,7 @@ under the names that dlt would have given it, so that nothing lands twice.
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -71,7 +72,9 @@ def _is_whole(path: Path) -> bool:
             return path.read_text().count(".") == 2
         elif path.suffix == ".parquet":
             pq.read_metadata(path)
-    except (ValueError, pa.ArrowInvalid):
+        elif path.suffix == ".gz":
+            return bool(gzip.decompress(path.read_bytes()))
+    except (ValueError, EOFError, gzip.BadGzipFile, pa.ArrowInvalid):
         return False
     return True
 

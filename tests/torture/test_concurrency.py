@@ -20,6 +20,7 @@ MODELS = {
     "fct_hourly_station_availability": "gold",
 }
 TABLES = ("bike_stations", "stations_data_summary", "hourly_station_availability", "processing_summary")
+LAKE_DAYS = "select dt::varchar, count(*), sum(hash(days)::hugeint)::varchar"
 BACKFILL = ("run_pipeline", "backfill")
 
 
@@ -41,7 +42,7 @@ def lake_of_three_days(request, settled):
 def job_of(name):
     """A job's module and arguments: those of the archive are known only once it is there."""
     commands = {
-        "backfill": (*BACKFILL, kept["archive"]),
+        "backfill": (*BACKFILL, kept.get("archive", "")),
         "rebuild": (*BACKFILL, "--from", DAY, "--to", DAY),
         "compact": ("compact_bronze",),
         "watch": ("watch_lake",),
@@ -140,8 +141,8 @@ class Readers:
                 (model, *row)
                 for model, layer in MODELS.items()
                 for row in connection.execute(
-                    "select dt::varchar, count(*), sum(hash(days)::hugeint)::varchar "
-                    f"from read_parquet('{self.lake.root}/{layer}/{model}/dt=*/data.parquet') as days group by 1"
+                    f"{LAKE_DAYS} from read_parquet('{self.lake.root}/{layer}/{model}/dt=*/data.parquet') "
+                    "as days group by 1"
                 ).fetchall()
             ]
 
@@ -153,10 +154,7 @@ class Readers:
                 return [
                     (model, *row)
                     for model in (*MODELS, "dim_bike_stations")
-                    for row in connection.execute(
-                        f"select dt::varchar, count(*), sum(hash(days)::hugeint)::varchar from {model} as days "
-                        "group by 1"
-                    ).fetchall()
+                    for row in connection.execute(f"{LAKE_DAYS} from {model} as days group by 1").fetchall()
                 ]
 
         return read_again_where_objects_go(read)

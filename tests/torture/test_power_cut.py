@@ -1,10 +1,16 @@
 """What a power cut or a lost machine leaves behind: the next job heals it, or says what to do."""
 
+import os
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from settled_place import DAY, DAYS, kept, rows, run, settled_place
+
+from ingestion.lake import Lake, unfinished_path
+from transform.plugins.lake import Plugin
 
 
 @pytest.fixture
@@ -82,3 +88,60 @@ def test_torn_bronze_object_that_a_build_meets_is_named_and_stays(settled):
     told = run(settled, "run_pipeline", "backfill", "--from", DAY, "--to", DAY, status=1)
     assert f"An object of the lake is not whole: {path}. Bring it back from a copy" in told
     assert path.read_bytes() == torn
+
+
+@pytest.mark.parametrize("write", ["put_file", "write_text", "plugin"])
+def test_file_is_on_the_disk_before_its_name_and_the_name_before_the_next_step(
+    workplace, tmp_path, monkeypatch, write
+):
+    """What dlt loads, dlt's records of it, and what dbt builds."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append(os.fstat(handle).st_ino), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("name"), replace(old, new)))
+    lake = Lake.of(workplace.settings)
+    target = Path(lake.root, "silver/model/dt=2025-05-12/data.parquet")
+    (tmp_path / "finished").write_text("content")
+    if write == "put_file":
+        lake.filesystem().put_file(str(tmp_path / "finished"), str(target))
+    elif write == "write_text":
+        lake.filesystem().write_text(str(target), "content", encoding="utf-8")
+    else:
+        plugin = Plugin("lake", {"environment": workplace.settings.environment})
+        for operation in ("prepare", "publish"):
+            config = SimpleNamespace(
+                location=SimpleNamespace(path=str(target)), config={"operation": operation}
+            )
+            plugin.store(config)
+            if operation == "prepare":
+                shutil.copyfile(tmp_path / "finished", unfinished_path(str(target)))
+    assert target.read_text() == "content"
+    assert calls == [
+        target.stat().st_ino,
+        "name",
+        target.parent.stat().st_ino,
+        target.parent.parent.stat().st_ino,
+    ]
+
+
+@pytest.mark.sampled
+def test_upload_that_was_never_finished_is_no_object_and_in_nobodys_way(settled, s3_server):
+    place = settled
+    place.configure(**s3_server.environment | {"LAKE_URL": f"s3://bike-data-flow/uploads-{time.time_ns()}"})
+    lake = Lake.of(place.settings)
+    client = lake.s3_client()
+    names = [
+        f"bronze/wrm/station_snapshots/dt={DAY}/1.a.parquet",
+        f"silver/int_wrm__lines_parsed/dt={DAY}/data.parquet",
+        "silver/int_wrm__lines_parsed/_state.parquet",
+        "_compaction.json",
+    ]
+    for name in names:
+        bucket, key = lake.bucket_and_key(name)
+        begun = client.create_multipart_upload(Bucket=bucket, Key=key)
+        client.upload_part(
+            Bucket=bucket, Key=key, PartNumber=1, UploadId=begun["UploadId"], Body=b"half an object"
+        )
+    assert lake.filesystem().find(lake.root) == []
+    run(place, "run_pipeline", "backfill", kept["archive"])
+    assert rows(place) == kept["rows"]
