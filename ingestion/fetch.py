@@ -7,6 +7,7 @@ import http.client
 import logging
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -316,6 +317,9 @@ def _reason(error: Exception) -> str:
         return f"the answer is no HTTP, {str(cause)[:100]!r}"
     if told is not error:
         return "the connection was cut"
+    refused = next((part for part in _causes(error) if isinstance(part, ssl.SSLCertVerificationError)), None)
+    if refused is not None:
+        return f"TLS failed, {refused.verify_message.rstrip('.')}"
     kind = {
         requests.ConnectTimeout: "connecting timed out",
         requests.ReadTimeout: "reading timed out",
@@ -325,3 +329,9 @@ def _reason(error: Exception) -> str:
         urllib3.exceptions.ProtocolError: "the connection was cut",
     }
     return next((word for cls, word in kind.items() if isinstance(error, cls)), str(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -5,20 +5,32 @@ from __future__ import annotations
 import gzip
 import itertools
 import socket
+import ssl
 import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
+import trustme
+from conftest import Workplace, bronze_rows
 
-from ingestion.fetch import Attempt, fetch, parse_retry_after
+from ingestion import wrm
+from ingestion.fetch import Attempt, fetch
 
 SECONDS, MOST_BYTES = 1.0, 1_000_000
 OK = b"HTTP/1.1 200 OK\r\n"
 BODY = b"#id,name\n1,Rynek\n"
 Answer = Iterable[bytes]
+
+
+@pytest.fixture(autouse=True)
+def counted(record_property: Callable[[str, object], None]) -> None:
+    record_property("hostile_answers", 1)
 
 
 def drip(first: bytes, again: bytes) -> Answer:
@@ -29,8 +41,14 @@ def drip(first: bytes, again: bytes) -> Answer:
         yield bytes([byte])
 
 
+def encrypted(connection: socket.socket, tls: ssl.SSLContext | None) -> socket.socket:
+    return tls.wrap_socket(connection, server_side=True) if tls else connection
+
+
 @contextmanager
-def server(answer: Callable[[int], Answer], *, is_reset: bool = False) -> Iterator[int]:
+def server(
+    answer: Callable[[int], Answer], *, is_reset: bool = False, tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
     """Answers every connection on loopback with raw bytes, and closes it; its port, which `answer` gets."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
@@ -41,7 +59,7 @@ def server(answer: Callable[[int], Answer], *, is_reset: bool = False) -> Iterat
                     connection, _ = listening.accept()
                 except OSError:  # the test is over
                     return
-                with connection, suppress(OSError):
+                with connection, suppress(OSError), encrypted(connection, tls) as connection:
                     connection.settimeout(5)
                     connection.recv(65536)
                     if is_reset:
@@ -56,7 +74,7 @@ def server(answer: Callable[[int], Answer], *, is_reset: bool = False) -> Iterat
         thread.join()
 
 
-def answered(answer: Callable[[int], Answer] | Answer, scheme: str = "http", **options: bool) -> Attempt:
+def answered(answer: Callable[[int], Answer] | Answer, scheme: str = "http", **options: Any) -> Attempt:
     """What one attempt makes of an answer, the port left out of what it says."""
     give = answer if callable(answer) else lambda port: answer
     with server(give, **options) as port:
@@ -193,6 +211,78 @@ def test_a_server_without_tls_is_refused_where_tls_is_meant(answer: Answer, reas
     )
 
 
+AUTHORITY = trustme.CA()
+LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
+
+
+def tls_with(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context
+
+
+def signed_by_itself(folder: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority = trustme.CA()
+    (folder / "own.pem").write_bytes(authority.private_key_pem.bytes() + authority.cert_pem.bytes())
+    context.load_cert_chain(folder / "own.pem")
+    return context
+
+
+@pytest.fixture
+def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client trusts the authority."""
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        pytest.param(
+            lambda folder: tls_with(trustme.CA().issue_cert("127.0.0.1")),
+            "unable to get local issuer certificate",
+            id="unknown authority",
+        ),
+        pytest.param(signed_by_itself, "self-signed certificate", id="self-signed"),
+        pytest.param(
+            lambda folder: tls_with(AUTHORITY.issue_cert("127.0.0.1", not_after=LONG_AGO)),
+            "certificate has expired",
+            id="expired",
+        ),
+        pytest.param(
+            lambda folder: tls_with(AUTHORITY.issue_cert("feed.example")),
+            "IP address mismatch, certificate is not valid for '127.0.0.1'",
+            id="another host's name",
+        ),
+    ],
+)
+def test_a_certificate_that_proves_nothing_is_refused_and_told(
+    tmp_path: Path, make: Callable[[Path], ssl.SSLContext], reason: str
+) -> None:
+    attempt = answered(with_head(), scheme="https", tls=make(tmp_path))
+    assert (attempt.status, attempt.payload, attempt.error) == (
+        None,
+        None,
+        f"The feed is out of reach: TLS failed, {reason} at https://127.0.0.1/",
+    )
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_certificate_of_a_trusted_authority_is_taken() -> None:
+    attempt = answered(with_head(), scheme="https", tls=tls_with(AUTHORITY.issue_cert("127.0.0.1")))
+    assert (attempt.status, attempt.payload, attempt.error) == (200, BODY, None)
+
+
+def test_an_authority_that_nobody_trusts_is_refused() -> None:
+    attempt = answered(with_head(), scheme="https", tls=tls_with(AUTHORITY.issue_cert("127.0.0.1")))
+    assert (attempt.payload, attempt.error) == (
+        None,
+        "The feed is out of reach: TLS failed, unable to get local issuer certificate at https://127.0.0.1/",
+    )
+
+
 @pytest.mark.parametrize(
     "location",
     ["file:///etc/passwd", "ftp://127.0.0.1/feed", "http://localhost/", "//localhost/", "gopher://x"],
@@ -212,7 +302,7 @@ def test_a_redirect_to_what_is_no_url_is_refused() -> None:
 
 
 def test_redirects_without_end_are_refused() -> None:
-    attempt = answered([b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n"])
+    attempt = answered([b"HTTP/1.1 302 Found\r\nLocation: /again\r\nConnection: close\r\n\r\n"])
     assert attempt.error == "The server redirects without end: over 5 times from http://127.0.0.1/"
 
 
@@ -228,6 +318,28 @@ def test_a_redirect_to_tls_on_the_same_host_is_followed() -> None:
     assert attempt.error == OUT_OF_REACH.format("TLS failed")  # it was tried
 
 
-@pytest.mark.parametrize("value", ["\u00b2", "\u0663\u00b2", "-1", "nan", "1e9", "Mon, 99 Foo 2025", ""])
+@pytest.mark.parametrize("value", ["\u00b2", "-1", "nan", "1e9", "Mon, 99 Foo 2025", ""])
 def test_a_retry_after_of_no_sense_is_passed_over(value: str) -> None:
-    assert parse_retry_after(value) is None
+    attempt = answered(with_head(f"Retry-After: {value}"))
+    assert (attempt.payload, attempt.error, attempt.retry_after_seconds) == (BODY, None, None)
+
+
+def test_hostile_answers_are_rows_of_bronze_with_their_reasons(workplace: Workplace) -> None:
+    authority = tls_with(AUTHORITY.issue_cert("127.0.0.1"))
+    elsewhere = [b"HTTP/1.1 302 Found\r\nLocation: http://localhost/\r\n\r\n"]
+    polls: list[tuple[str, Answer, ssl.SSLContext | None, int | None, str]] = [
+        ("http", [OK, b"\r\n", *[b"x" * 65536] * 40], None, 200, "The body is too large: "),
+        ("http", elsewhere, None, 302, "The server redirects elsewhere: "),
+        ("https", with_head(), authority, None, "The feed is out of reach: TLS failed, "),
+    ]
+    expected = []
+    for scheme, answer, tls, status, reason in polls:
+        with server(lambda port, answer=answer: answer, tls=tls) as port:  # type: ignore[misc]
+            url = f"{scheme}://127.0.0.1:{port}/wrm"
+            workplace.configure(WRM_FEED_URL=url, FETCH_MAX_BYTES=str(MOST_BYTES))
+            outcome = wrm.take_snapshot(workplace.settings)
+        assert not outcome.is_taken and outcome.error is not None and outcome.error.startswith(reason)
+        expected.append(("station_snapshots", url, status, outcome.error))
+    rows = bronze_rows(workplace.settings, "fetch_attempts", "resource, url, status, error")
+    assert [row for row in rows if row[0] == "station_snapshots"] == sorted(expected, key=lambda row: row[1])
+    assert bronze_rows(workplace.settings, "station_snapshots") == []
