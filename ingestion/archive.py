@@ -117,14 +117,19 @@ def observed_at_of(name: str) -> tuple[datetime, str | None] | None:
     return moment, _CODECS.get(match.group(7) or "")
 
 
-def read_payload(filesystem: fsspec.AbstractFileSystem, file: ArchiveFile, max_bytes: int) -> bytes:
-    """The file's bytes, decompressed; raises `ArchiveError` for one that is corrupt, too large or no file."""
+def read_payload(
+    filesystem: fsspec.AbstractFileSystem, location: str, file: ArchiveFile, max_bytes: int
+) -> bytes:
+    """The bytes of an archive's file, decompressed; raises `ArchiveError` for one that is corrupt, too large,
+    no file, or a link to what lies outside of the archive."""
     chunks: list[bytes] = []
     received = 0
     try:
-        if _is_local(filesystem) and not stat.S_ISREG(os.stat(file.path).st_mode):
-            # a pipe would be waited for without end
-            raise ArchiveError(f"It is no file: {file.key}. Take it away, or put a file in its place.")
+        if _is_local(filesystem):
+            _refuse_strangers(location, file)
+        elif "?versionId=" in file.path:
+            # s3fs would read the object that is named before it
+            raise ArchiveError(f"Its key asks for a version: {file.key}. Name the object otherwise.")
         with (
             filesystem.open(file.path, "rb") as raw,
             pa.input_stream(raw, compression=file.codec) as stream,
@@ -139,6 +144,21 @@ def read_payload(filesystem: fsspec.AbstractFileSystem, file: ArchiveFile, max_b
     except OSError as error:
         raise ArchiveError(f"File cannot be read: {file.key}. Replace it and run again ({error}).") from error
     return b"".join(chunks)
+
+
+def _refuse_strangers(location: str, file: ArchiveFile) -> None:
+    if not stat.S_ISREG(os.stat(file.path).st_mode):  # a pipe would be waited for without end
+        raise ArchiveError(f"It is no file: {file.key}. Take it away, or put a file in its place.")
+    root = os.path.realpath(location)
+    if os.path.commonpath([root, os.path.realpath(file.path)]) != root:
+        raise ArchiveError(f"It leads out of the archive: {file.key}. Put the file itself in its place.")
+
+
+def why_passed_over(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """What is wrong with a path that `list_archive` does not know."""
+    if _is_local(filesystem) and os.path.isdir(path):  # a plain folder is looked into, not listed
+        return "It is a link to a folder. Import that folder itself"
+    return "Its name is none of the known three"
 
 
 def archive_key(filesystem: fsspec.AbstractFileSystem, location: str) -> str:

@@ -230,11 +230,11 @@ def import_archive(
     files, unknown = archive.list_archive(filesystem, location)
     for name in unknown:
         path = name.encode(errors="backslashreplace").decode()  # names on a disk are any bytes
-        logger.warning("Passed over: %s. Its name is none of the known three.", path)
+        logger.warning("Passed over: %s. %s.", path, archive.why_passed_over(filesystem, name))
     pipeline = bronze.open_pipeline(SOURCE, settings)
     cursors: dict[str, str] = bronze.source_state(pipeline).get("archives", {})
     key = archive.archive_key(filesystem, location)
-    job = _Import(settings, filesystem, pipeline, progress)
+    job = _Import(settings, filesystem, location, pipeline, progress)
     job.import_files(files, _arrived_since(files, cursors.get(key)))
     if files:
         # only now: an import that is cut short starts over, and finds what it has
@@ -261,7 +261,7 @@ def import_recent(
     new = [file for file in files if (file.key, file.modified_at) not in seen.files]
     if not new:
         return ImportOutcome(listed=len(files), known=len(files))
-    job = _Import(settings, filesystem, bronze.open_pipeline(SOURCE, settings))
+    job = _Import(settings, filesystem, location, bronze.open_pipeline(SOURCE, settings))
     job.import_files(files, new)
     seen.remember(new)
     return job.outcome
@@ -280,6 +280,7 @@ class _Import:
 
     settings: Settings
     filesystem: fsspec.AbstractFileSystem
+    location: str
     pipeline: dlt.Pipeline
     progress: Callable[[int, int], None] = lambda done, total: None
     total: int = 0
@@ -325,7 +326,9 @@ class _Import:
                 continue
             imported_at = datetime.now(UTC)
             try:
-                payload = archive.read_payload(self.filesystem, file, self.settings.fetch_max_bytes)
+                payload = archive.read_payload(
+                    self.filesystem, self.location, file, self.settings.fetch_max_bytes
+                )
             except archive.ArchiveError as error:
                 self.refused.append(file)
                 self.outcome.refused.append(str(error))

@@ -77,13 +77,13 @@ def test_read_payload_decompresses_and_refuses_what_is_corrupt_or_too_large(arch
         }
     )
     files, _ = list_archive(FILES, str(folder))
-    assert [read_payload(FILES, file, 5000) for file in files[:3]] == [
+    assert [read_payload(FILES, str(folder), file, 5000) for file in files[:3]] == [
         b"plain text",
         b"gzip text",
         b"zstd text",
     ]
     for file in files[3:5]:
         with pytest.raises(ArchiveError, match=r"File cannot be read: .*Replace it"):
-            read_payload(FILES, file, 5000)
+            read_payload(FILES, str(folder), file, 5000)
     with pytest.raises(ArchiveError, match=r"File is too large: .*Raise FETCH_MAX_BYTES above 5000"):
-        read_payload(FILES, files[5], 5000)
+        read_payload(FILES, str(folder), files[5], 5000)
