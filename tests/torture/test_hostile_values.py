@@ -64,7 +64,10 @@ FAILURES = [
 ]
 
 
-def test_hostile_values_arrive_as_they_are_in_lake_and_postgres(live_workplace, feed, tmp_path):
+def test_hostile_values_arrive_as_they_are_in_lake_and_postgres(
+    live_workplace, feed, tmp_path, record_property
+):
+    record_property("hostile_values", len(NAMES) + sum(map(len, FAILURES)))
     place = live_workplace
     written = io.StringIO()
     csv.writer(written, delimiter=";", lineterminator="\n").writerows(FAILURES)
@@ -98,7 +101,8 @@ def assert_the_csv_is_harmless(place, path):
 @pytest.mark.parametrize(
     "text", ["=1", "+1", "-1", "@a", "\t=1", "\r=1", " =1", "\n=1", "＝1", "a;=1", "a\n=1"]
 )
-def test_no_cell_of_a_csv_begins_a_formula(tmp_path, text):
+def test_no_cell_of_a_csv_begins_a_formula(tmp_path, text, record_property):
+    record_property("hostile_values", 1)
     path = tmp_path / "out.csv"
     query = (
         "select ? as \"=head\", -5 as number, date '2025-05-12' as day, null::varchar as nothing, [1] as list"
@@ -177,7 +181,8 @@ def hostile_health(text):
 
 
 @pytest.mark.parametrize("text", [*NAMES, STEERING])
-def test_screens_reports_and_alerts_show_hostile_text_as_text(workplace, text):
+def test_screens_reports_and_alerts_show_hostile_text_as_text(workplace, text, record_property):
+    record_property("hostile_values", 1)
     health, file = hostile_health(text), io.StringIO()
     troubles = find_troubles(workplace.settings, health)
     show_screen(workplace.settings, health, troubles, Console(file=file, width=2000, highlight=False))

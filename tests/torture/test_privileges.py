@@ -84,7 +84,7 @@ def loader(workplace, postgres_server):
 
 
 def test_the_pipeline_works_as_the_documented_loader_who_may_do_nothing_else(
-    live_workplace, loader, postgres_server, tmp_path
+    live_workplace, loader, postgres_server, tmp_path, record_property
 ):
     place, admin = live_workplace, postgres_server.postgres_parameters() | {"dbname": loader["dbname"]}
     execute(
@@ -121,6 +121,7 @@ def test_the_pipeline_works_as_the_documented_loader_who_may_do_nothing_else(
     }
     refused = {what for what, statement in outside.items() if is_refused(loader, statement)}
     assert set(outside) - refused == set()
+    record_property("refused_statements", len(refused))
     assert execute(admin, "select count(*) from public.neighbours") == [(0,)]
     assert_another_database_is_closed(postgres_server.postgres_parameters(), loader)
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):

@@ -175,8 +175,9 @@ class Site:
 
 
 @pytest.fixture
-def site(live_workplace, postgres_server, tmp_path, monkeypatch):
+def site(live_workplace, postgres_server, tmp_path, monkeypatch, record_property):
     """The pipeline on an S3 server and a PostgreSQL that let nobody in without the planted secrets."""
+    record_property("secrets_searched", len(SECRETS))
     place, user = live_workplace, f"planted_{uuid.uuid4().hex[:8]}"
     database = place.settings.postgres_parameters()["dbname"]
     make_login(postgres_server, user, PASSWORD)
