@@ -16,7 +16,7 @@ from ingestion.lake import Lake, quoted
 from ingestion.settings import Settings
 from transform.plugins.lake import LAYERS, storage_statements
 
-TRIES = 3
+TRIES = 5
 
 logger = logging.getLogger("bike-data-flow")
 
@@ -24,11 +24,15 @@ Result = TypeVar("Result")
 
 
 def read_again_where_objects_go(read: Callable[[], Result]) -> Result:
-    """What `read` gives, which starts over where a job at work replaces or folds what it was to read."""
+    """What `read` gives, which starts over where a job at work replaces or folds what it was to read.
+
+    DuckDB compares ETags, so that nobody reads half of one object and half of the next; the exception that it
+    raises holds the object's bytes, and Python's DuckDB 1.5.5 fails at decoding them.
+    """
     for _ in range(TRIES - 1):
         try:
             return read()
-        except (duckdb.IOException, FileNotFoundError):
+        except (duckdb.IOException, FileNotFoundError, UnicodeDecodeError):
             pass
     return read()
 
