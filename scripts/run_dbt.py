@@ -25,7 +25,8 @@ from scripts.start_postgres import running_postgres
 from scripts.torn_objects import find_torn, give_up_torn, tell_torn
 
 PROJECTS = ("transform", "exports")
-WRITING = ("build", "run", "retry", "run-operation", "seed", "snapshot", "clone")
+# of `test` as well: a day that fails one is marked to be rebuilt
+WRITING = ("build", "run", "test", "retry", "run-operation", "seed", "snapshot", "clone")
 FAILED = ("error", "fail", "runtime error")
 logger = logging.getLogger("bike-data-flow")
 
@@ -46,26 +47,33 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
     the history of runs, which every run adds to. What dbt reports becomes steps of the run under way.
     A build makes anew what it finds torn of silver and gold. Raises `DbtError`.
     """
-    try:
-        return _invoke(settings, project, *arguments)
-    except DbtError as error:
-        if project != "transform" or not _mend_lake(settings, str(error), "build" in arguments):
-            raise
-    return run_dbt(settings, project, *arguments)
+    given_up: set[str] = set()
+    while True:
+        try:
+            return _invoke(settings, project, *arguments)
+        except DbtError as error:
+            found = set(find_torn(Lake.of(settings), str(error))) if project == "transform" else set()
+            if not found or found <= given_up:
+                raise
+            _give_up(settings, found, error)
+            if "build" not in arguments:
+                raise DbtError(f"{error}\nRun `scripts/just transform`, which builds them anew.") from error
+            given_up |= found
 
 
-def _mend_lake(settings: Settings, error: str, may_remove: bool) -> bool:
-    """Give up the torn objects that an error of dbt's names, if a build may make them anew; tells whether it
-    is to be tried again. Raises `DbtError` where that is no remedy."""
+def _give_up(settings: Settings, torn: set[str], error: DbtError) -> None:
+    """Have torn objects built anew; raises `DbtError` for those that cannot be, once the others are."""
+    check_lease()
     lake = Lake.of(settings)
-    torn = find_torn(lake, error)
-    for path in torn:
-        if not (may_remove and give_up_torn(lake, path)):
-            raise DbtError(f"{tell_torn(path)}\n{error}")
-        logger.warning("An object of the lake was not whole, and is built anew: %s.", path)
-    if torn:
-        close_duckdb()
-    return bool(torn)
+    lost = []
+    for path in sorted(torn):
+        if give_up_torn(lake, path):
+            logger.warning("An object of the lake was not whole, and is read or built anew: %s.", path)
+        else:
+            lost.append(path)
+    close_duckdb()
+    if lost:
+        raise DbtError("\n".join([*map(tell_torn, lost), str(error)])) from error
 
 
 def close_duckdb() -> None:

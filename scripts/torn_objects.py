@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ingestion.lake import Lake
 
@@ -13,6 +17,8 @@ _TORN = re.compile(
     r"(?:No magic bytes found at end of|Footer length error in) file '([^']+)'"
     r"|File '([^']+)' too small to be a Parquet file"
 )
+# what a build makes anew, below the lake's root
+_MADE = re.compile(r"(silver|gold)/([a-z0-9_]+)/(?:dt=(\d{4}-\d\d-\d\d)/data|_state|_empty)\.parquet")
 
 
 def find_torn(lake: Lake, text: str) -> list[str]:
@@ -22,22 +28,49 @@ def find_torn(lake: Lake, text: str) -> list[str]:
 
 
 def give_up_torn(lake: Lake, path: str) -> bool:
-    """Remove a torn object of silver or gold with the state of its model, which the next build makes anew
-    from the days that are whole; tells whether it did. Of bronze nothing is ever removed."""
-    from transform.plugins.lake import LAYERS  # slow to import
+    """Have a torn object of silver or gold built anew: its day is to be rebuilt, and the object goes. Tells
+    whether there is sense in trying again; of bronze nothing is ever removed, and nothing that is whole when
+    it is read once more.
 
-    layer, model = path.removeprefix(f"{lake.root}/").split("/")[:2]
-    if layer not in LAYERS:
+    The state of the model is written first: wherever this is cut off, the day waits to be rebuilt.
+    """
+    made = _MADE.fullmatch(path.removeprefix(f"{lake.root}/"))
+    if made is None:
         return False
-    for each in {path, f"{lake.root}/{layer}/{model}/_state.parquet"}:
-        with contextlib.suppress(FileNotFoundError):
-            lake.filesystem().rm_file(each)
+    if not _is_torn(lake, path):
+        return True
+    _, model, day = made.groups()
+    if day:
+        _forget_day(lake, model, date.fromisoformat(day))
+    with contextlib.suppress(FileNotFoundError):
+        lake.filesystem().rm_file(path)
     return True
+
+
+def _is_torn(lake: Lake, path: str) -> bool:
+    """Whether an object is there and cannot be read; raises what S3 says where it is out of reach."""
+    try:
+        with lake.filesystem().open(path, "rb") as file:
+            pq.ParquetFile(file)
+    except pa.ArrowInvalid:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _forget_day(lake: Lake, model: str, day: date) -> None:
+    from scripts.backfill_days import forget_days  # builds on dbt's runs, which call this
+    from scripts.lake_reader import read_states
+
+    state = read_states(lake).get(model)
+    if state is not None:
+        forget_days(lake, state, [day])
 
 
 def tell_torn(path: str) -> str:
     """What to do about a torn object that nothing can make anew."""
     return (
-        f"An object of the lake is not whole: {path}. Bring it back from a copy; or move it out of the lake, "
-        "and import its snapshots again if it is of bronze."
+        f"An object of the lake is not whole: {path}. Bring it back from a copy; or, if it is of bronze, "
+        "move it out of the lake and import its snapshots again."
     )

@@ -58,8 +58,8 @@ def feed() -> Iterator[FeedServer]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("torture", "how hard the tests of tests/torture try")
-    group.addoption("--points", type=int, default=5, help="moments at which jobs are killed")
-    group.addoption("--cases", type=int, default=6, help="faults that are tried, of all that are known")
+    group.addoption("--points", type=int, default=3, help="moments at which jobs are killed")
+    group.addoption("--cases", type=int, default=4, help="faults that are tried, of all that are known")
     group.addoption("--payloads", type=int, default=300, help="payloads that are made up")
     group.addoption("--seed", type=int, default=1, help="what chooses the points, the cases and the payloads")
 

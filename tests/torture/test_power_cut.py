@@ -3,13 +3,17 @@
 import os
 import shutil
 import time
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from settled_place import DAY, DAYS, kept, rows, run, settled_place
 
 from ingestion.lake import Lake, unfinished_path
+from scripts.torn_objects import give_up_torn
 from transform.plugins.lake import Plugin
 
 
@@ -88,6 +92,31 @@ def test_torn_bronze_object_that_a_build_meets_is_named_and_stays(settled):
     told = run(settled, "run_pipeline", "backfill", "--from", DAY, "--to", DAY, status=1)
     assert f"An object of the lake is not whole: {path}. Bring it back from a copy" in told
     assert path.read_bytes() == torn
+
+
+def test_torn_object_is_given_up_after_its_day_is_to_be_rebuilt_and_other_days_stay_as_they_are(workplace):
+    lake = Lake.of(workplace.settings)
+    folder = Path(lake.root, "gold/fct_daily_network")
+    days = [date.fromisoformat(day) for day in DAYS]
+    state = pa.table(
+        {"dt": pa.array(days, pa.date32()), "fingerprint": [None, "b", "c"], "row_count": [1, 1, 1]}
+    )
+    folder.mkdir(parents=True)
+    pq.write_table(state, folder / "_state.parquet")
+    paths = [folder / f"dt={day}/data.parquet" for day in DAYS]
+    for path in paths:
+        path.parent.mkdir()
+        pq.write_table(pa.table({"rows": [1]}), path)
+    truncated(paths[1])
+    bronze = Path(lake.root, "bronze/wrm/station_snapshots/dt=2025-05-12/a.parquet")
+    bronze.parent.mkdir(parents=True)
+    bronze.write_bytes(b"torn")
+    given_up = [give_up_torn(lake, str(path)) for path in (*paths, bronze)]
+    assert given_up == [True, True, True, False]
+    assert [path.exists() for path in (*paths, bronze)] == [True, False, True, True]
+    assert pq.read_table(folder / "_state.parquet")["fingerprint"].to_pylist() == [None, None, "c"]
+    around = f"{lake.root}/silver/../bronze/wrm/station_snapshots/dt=2025-05-12/a.parquet"
+    assert not give_up_torn(lake, around) and bronze.exists()
 
 
 @pytest.mark.parametrize("write", ["put_file", "write_text", "plugin"])
