@@ -141,13 +141,20 @@ def _fetch_once(
             is_retriable=refusal.is_retriable,
         )
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-        # requests looks at a redirect's URL even where it does not follow, and a broken one is a ValueError
+        # a ValueError is of a header that makes no sense
         reason = "reading timed out" if _is_cut_off(error, deadline) else _reason(error)
         return outcome(**found, error=f"The feed is out of reach: {reason} at {url}", is_retriable=True)
     fault = _not_a_snapshot(payload)
     if fault:
         return outcome(**found, response_bytes=len(payload), error=f"{fault} from {url}")
     return outcome(**found, payload=payload, response_bytes=len(payload))
+
+
+class _Session(requests.Session):
+    """Follows no redirect, and does not look at one: to do so, requests reads its body whole."""
+
+    def resolve_redirects(self, *arguments: Any, **options: Any) -> Iterator[requests.Response]:
+        yield from ()
 
 
 class _CutOff(requests.adapters.HTTPAdapter):
@@ -157,6 +164,7 @@ class _CutOff(requests.adapters.HTTPAdapter):
     def __init__(self) -> None:
         super().__init__()
         self.sockets: list[socket.socket] = []
+        self.is_cut = False
 
     def get_connection_with_tls_context(self, *arguments: Any, **options: Any) -> Any:
         pool = super().get_connection_with_tls_context(*arguments, **options)
@@ -173,9 +181,12 @@ class _CutOff(requests.adapters.HTTPAdapter):
 
     def _remembered(self, connected: socket.socket) -> socket.socket:
         self.sockets.append(connected.dup())  # TLS takes the socket itself away
+        if self.is_cut:  # it connected when the time was up already
+            self.cut()
         return connected
 
     def cut(self) -> None:
+        self.is_cut = True
         for connected in self.sockets:
             with suppress(OSError):  # closed by the server
                 connected.shutdown(socket.SHUT_RDWR)
@@ -191,7 +202,7 @@ def _session(seconds: float) -> Iterator[requests.Session]:
     """A session that lasts no longer, names the project and knows HTTP alone."""
     adapter = _CutOff()
     timer = threading.Timer(seconds, adapter.cut)
-    with requests.Session() as session:
+    with _Session() as session:
         session.headers["User-Agent"] = USER_AGENT
         for scheme in ("http://", "https://"):
             session.mount(scheme, adapter)

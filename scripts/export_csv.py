@@ -45,9 +45,11 @@ def export_csv(
         if result is None:
             raise CsvError(f"The query gives no rows: {query}. Give one that begins with select or from.")
         selected, options = ("*", "") if is_raw else _harmless(result)
-        connection.execute(
-            f"copy (select {selected} from result) to {quoted(str(path))} (format csv, header{options})"
-        )
+        # by place: a query may give the same name twice
+        places = ", ".join(f"c{place}" for place in range(len(result.columns)))
+        named = "" if is_raw else f" as result ({places})"
+        rows = f"select {selected} from result{named}"
+        connection.execute(f"copy ({rows}) to {quoted(str(path))} (format csv, header{options})")
     except duckdb.Error as error:
         raise CsvError(f"The query failed: {query}. Mend it and run again.\n{error}") from error
 
@@ -56,8 +58,8 @@ def _harmless(result: duckdb.DuckDBPyRelation) -> tuple[str, str]:
     """What to select of a result, and how to write it: what is text, or would be written as text, cannot be
     run, nor can its heading."""
     selected, texts = [], []
-    for name, kind in zip(result.columns, result.types, strict=True):
-        column, heading = _identifier(name), _identifier(f"'{name}" if re.search(FORMULA, name) else name)
+    for place, (name, kind) in enumerate(zip(result.columns, result.types, strict=True)):
+        column, heading = f"c{place}", _identifier(f"'{name}" if re.search(FORMULA, name) else name)
         if NO_TEXT.fullmatch(str(kind)):
             selected.append(f"{column} as {heading}")
             continue

@@ -20,7 +20,7 @@ import trustme
 from conftest import Workplace, bronze_rows
 
 from ingestion import wrm
-from ingestion.fetch import Attempt, fetch
+from ingestion.fetch import Attempt, _CutOff, fetch
 
 SECONDS, MOST_BYTES = 1.0, 1_000_000
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -296,9 +296,27 @@ def test_a_redirect_to_elsewhere_is_refused_and_says_what_to_set(location: str) 
     )
 
 
+def test_the_body_of_a_redirect_is_not_read() -> None:
+    head = b"HTTP/1.1 302 Found\r\nLocation: http://localhost/\r\n\r\n"
+    attempt = answered(itertools.chain([head], itertools.repeat(bytes(65536))))
+    assert attempt.error is not None and attempt.error.startswith("The server redirects elsewhere: ")
+
+
+def test_a_connection_that_is_made_when_the_time_is_up_is_cut() -> None:
+    adapter = _CutOff()
+    adapter.cut()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.settimeout(5)
+        adapter._remembered(ours)
+        assert theirs.recv(1) == b""
+    adapter.close()
+
+
 def test_a_redirect_to_what_is_no_url_is_refused() -> None:
     attempt = answered([b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n"])
-    assert (attempt.payload, attempt.error) == (None, OUT_OF_REACH.format("Invalid IPv6 URL"))
+    assert attempt.payload is None and attempt.error is not None
+    assert attempt.error.startswith("The server redirects elsewhere: http://127.0.0.1/ to http://[. ")
 
 
 def test_redirects_without_end_are_refused() -> None:

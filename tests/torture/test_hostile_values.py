@@ -121,6 +121,12 @@ def test_no_cell_of_a_csv_begins_a_formula(tmp_path, text, record_property):
         assert list(csv.reader(file)) == [["=head", "number"], [text, "-5"]]
 
 
+def test_columns_of_one_name_keep_their_own_values(tmp_path):
+    export_csv(duckdb.connect(), "select 1 as a, 2 as a, 'x' as \"B\", 'y' as b", tmp_path / "out.csv")
+    with open(tmp_path / "out.csv", newline="") as file:
+        assert list(csv.reader(file))[1:] == [["1", "2", "x", "y"]]
+
+
 def test_a_query_that_gives_no_csv_says_so(tmp_path):
     connection = duckdb.connect()
     for query, told in (("create table t (a int)", "gives no rows"), ("select nothing", "The query failed")):
