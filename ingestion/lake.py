@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ingestion.settings import S3Settings, Settings
+
+# what some network file systems answer to a folder's sync, and any to a folder that may not be read
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.EACCES)
 
 BRONZE_LAYOUT = "{table_name}/dt={YYYY}-{MM}-{DD}/{load_id}.{file_id}.{ext}"
 
@@ -59,7 +63,11 @@ def publish_file(unfinished: str, target: str) -> None:
     os.replace(unfinished, target)
     folder = os.path.dirname(target)
     for made in (folder, os.path.dirname(folder)):  # a new day's folder has a name to lose as well
-        _sync(made)
+        try:
+            _sync(made)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
 
 
 def _sync(path: str) -> None:

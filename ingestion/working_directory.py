@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,9 +45,17 @@ def set_torn_aside(folder: Path) -> None:
 
 def land_set_aside(lake: Lake, folder: Path) -> None:
     """Bring to bronze what waited to be loaded in working directories that were set aside, and remove these.
-    One that holds a torn payload stays, with a warning. Raises what the store raises."""
+    One that holds a torn payload stays with that alone, and a warning. Raises what the store raises."""
     for aside in sorted(folder.parent.glob(f"{folder.name}.torn-*")):
-        torn = [path for path in _waiting(aside) if not _land(lake, folder.name, path)]
+        torn = []
+        for copies in _waiting(aside):
+            whole = next(filter(_is_whole, copies), None)
+            if whole is None:
+                torn += copies
+                continue
+            _land(lake, folder.name, whole)
+            for path in copies:  # a compaction takes its name from what has landed: it would land again
+                path.unlink()
         if torn:
             logger.warning("Lost to a power cut before it landed: %s. Look at it, then remove it.", torn[0])
         else:
@@ -54,10 +63,11 @@ def land_set_aside(lake: Lake, folder: Path) -> None:
 
 
 def _torn_files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_relative_to(folder / "load/loaded") and not _is_whole(path):
-            yield path
+    """What dlt reads and is torn or missing; of a package that a kill left half made it reads nothing."""
     packages = [package for place in PACKAGES for package in folder.glob(f"{place}/*")]
+    read = [folder / "state.json", *folder.glob("*/.version"), *folder.glob("schemas/*.json")]
+    read += [path for package in packages for path in package.rglob("*")]
+    yield from (path for path in read if path.is_file() and not _is_whole(path))
     needed = [package / name for package in packages for name in ("schema.json", "load_package_state.json")]
     if packages:
         needed += [folder / "state.json", folder / f"schemas/{folder.name}.schema.json"]
@@ -79,31 +89,27 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _waiting(aside: Path) -> Iterator[Path]:
-    """Payloads of packages that were not loaded; those of a package that was normalized once only."""
-    seen: set[str] = set()
+def _waiting(aside: Path) -> list[list[Path]]:
+    """Payloads of packages that were not loaded, each with what it was normalized from where that stands."""
+    copies: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for place in PACKAGES:
-        packages = [package for package in sorted(aside.glob(f"{place}/*")) if package.name not in seen]
-        seen |= {package.name for package in packages}
-        for package in packages:
-            yield from sorted(package.glob("new_jobs/*.parquet"))
-            yield from sorted(package.glob("started_jobs/*.parquet"))
+        for state in ("new_jobs", "started_jobs"):
+            for path in sorted(aside.glob(f"{place}/*/{state}/*.parquet")):
+                copies[path.parent.parent.name, path.name.split(".")[0]].append(path)
+    return list(copies.values())
 
 
-def _land(lake: Lake, source: str, path: Path) -> bool:
-    """Put a payload into bronze, unless its load stands there; tells whether it is safe now."""
+def _land(lake: Lake, source: str, path: Path) -> None:
+    """Put a payload into bronze, unless its load stands there."""
     table, file_id = path.name.split(".")[:2]
     if table not in BRONZE[source]:
-        return True
-    if not _is_whole(path):
-        return False
+        return
     load_id = path.parent.parent.name
     folder = f"{lake.root}/bronze/{source}/{table}"
     if not lake.filesystem().glob(f"{folder}/dt=*/{load_id}.*.parquet"):
         lake.filesystem().put_file(
             str(path), f"{folder}/dt={_observed_day(path)}/{load_id}.{file_id}.parquet"
         )
-    return True
 
 
 def _observed_day(path: Path) -> str:

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from ingestion.lake import Lake
 from ingestion.settings import Settings
 from scripts.health import OBSERVATIONS, Gap, list_gaps, missing_snapshots, snapshot_cadence
-from scripts.lake_reader import ModelState, read_states
+from scripts.lake_reader import ModelState, find_torn_states, read_states
 from scripts.rebuild_days import (
     Account,
     compare,
@@ -112,6 +112,7 @@ def rebuild_range(settings: Settings, first: date, last: date) -> str | None:
     lake = Lake.of(settings)
     asked = range_text(first, last)
     with running_postgres(settings):
+        _mend_states(settings, lake)
         journal = _read_journal(lake, asked)
         left: Days = {}  # of a new one, dbt finds what is made from its days by itself
         if journal is None:
@@ -135,6 +136,16 @@ def rebuild_range(settings: Settings, first: date, last: date) -> str | None:
         f"{len(outcomes)} days are not whole, see above; the others are in. Mend what the reasons say, then "
         "give the same command again: it goes on with these."
     )
+
+
+def _mend_states(settings: Settings, lake: Lake) -> None:
+    """Have states that are not whole made anew, so that their models' days can be marked. A build takes them
+    from the days' objects, which do not tell what was marked: a journal is of no use any more."""
+    torn = find_torn_states(lake)
+    if torn:
+        logger.warning("Not whole, and made anew before any day is rebuilt: %s.", ", ".join(torn))
+        _remove_journal(lake)
+        transform(settings)
 
 
 def _count(days: Days) -> int:
@@ -263,22 +274,30 @@ def _read_journal(lake: Lake, asked: str) -> Journal | None:
     """The journal of the same range that was cut short; None where nothing of it is under way, or where it
     had only begun."""
     try:
-        record = json.loads(lake.filesystem().cat_file(_path(lake, "journal.json")))
+        journal = _parse_journal(lake.filesystem().cat_file(_path(lake, "journal.json")))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or JSON of something else
         logger.warning("Beginning anew: the journal of an earlier backfill is not whole.")
         return None
-    if record["asked"] != asked:
+    if journal.asked != asked:
         logger.warning(
-            "Giving up on %s of %s: the next transform rebuilds it.", record["asked"], record["began_at"]
+            "Giving up on %s of %s: the next transform rebuilds it.", journal.asked, journal.began_at
         )
         return None
-    as_days = [date.fromisoformat(day) for day in record["days"]]
-    before = {date.fromisoformat(day): Account(**account) for day, account in record["before"].items()}
-    marked = {model: [date.fromisoformat(day) for day in days] for model, days in record["marked"].items()}
-    journal = Journal(asked, as_days, record["began_at"], before, marked, record["is_marked"])
     return journal if journal.is_marked else None
+
+
+def _parse_journal(content: bytes) -> Journal:
+    record = json.loads(content)
+    return Journal(
+        asked=record["asked"],
+        days=[date.fromisoformat(day) for day in record["days"]],
+        began_at=record["began_at"],
+        before={date.fromisoformat(day): Account(**account) for day, account in record["before"].items()},
+        marked={model: [date.fromisoformat(day) for day in days] for model, days in record["marked"].items()},
+        is_marked=record["is_marked"],
+    )
 
 
 def _remove_journal(lake: Lake) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, TypeVar
@@ -52,8 +52,24 @@ class ModelState:
 
 
 def read_states(lake: Lake) -> dict[str, ModelState]:
-    """The state of every model that was built, by name."""
+    """The state of every model that was built, by name; without those that are not whole."""
     states = {}
+    for layer, path, days in _state_objects(lake):
+        if days is None:
+            logger.warning("Not whole, and made anew by the next build: %s.", path)
+            continue
+        model = path.split("/")[-2]
+        states[model] = ModelState(f"{lake.root}/{layer}/{model}", layer, days)
+    return states
+
+
+def find_torn_states(lake: Lake) -> list[str]:
+    """Paths of the models' states that are not whole."""
+    return [path for _, path, days in _state_objects(lake) if days is None]
+
+
+def _state_objects(lake: Lake) -> Iterator[tuple[str, str, pa.Table | None]]:
+    """Layer, path and days of every state; None for the days of one that is not whole."""
     for layer in LAYERS:
         folders = [entry["name"] for entry in _entries(lake, layer) if entry["type"] == "directory"]
         paths = [f"{folder}/_state.parquet" for folder in folders]
@@ -63,14 +79,10 @@ def read_states(lake: Lake) -> dict[str, ModelState]:
                 continue
             if isinstance(content, Exception):
                 raise content
-            model = path.split("/")[-2]
             try:
-                days = pq.read_table(pa.BufferReader(content), use_threads=False)
+                yield layer, path, pq.read_table(pa.BufferReader(content), use_threads=False)
             except pa.ArrowInvalid:
-                logger.warning("Not whole, and made anew by the next build: %s.", path)
-                continue
-            states[model] = ModelState(f"{lake.root}/{layer}/{model}", layer, days)
-    return states
+                yield layer, path, None
 
 
 def _entries(lake: Lake, folder: str) -> list[dict[str, Any]]:

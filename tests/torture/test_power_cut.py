@@ -1,7 +1,10 @@
 """What a power cut or a lost machine leaves behind: the next job heals it, or says what to do."""
 
+import errno
+import json
 import os
 import shutil
+import stat
 import time
 from datetime import date
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from settled_place import DAY, DAYS, kept, rows, run, settled_place
 
 from ingestion.lake import Lake, unfinished_path
+from scripts import backfill_days
 from scripts.torn_objects import give_up_torn
 from transform.plugins.lake import Plugin
 
@@ -151,6 +155,53 @@ def test_file_is_on_the_disk_before_its_name_and_the_name_before_the_next_step(
         target.parent.stat().st_ino,
         target.parent.parent.stat().st_ino,
     ]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EBADF, errno.EACCES, errno.EIO])
+def test_folder_that_cannot_be_synced_is_no_failure_but_a_failing_disk_is(
+    workplace, tmp_path, monkeypatch, code
+):
+    fsync = os.fsync
+
+    def refuse_folders(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    target = tmp_path / "silver/model/data.parquet"
+    failure = None
+    try:
+        Lake.of(workplace.settings).filesystem().write_text(str(target), "content")
+    except OSError as error:
+        failure = error.errno
+    assert failure == (errno.EIO if code == errno.EIO else None)
+    assert target.read_text() == "content"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{}", '{"asked": "2025-05-12..", "days": 1}'])
+def test_journal_of_something_else_is_no_journal(workplace, content):
+    journal = workplace.lake_folder / "_backfill/journal.json"
+    journal.parent.mkdir(parents=True)
+    journal.write_text(content)
+    assert backfill_days._read_journal(Lake.of(workplace.settings), "2025-05-12..") is None
+
+
+@pytest.mark.sampled
+def test_days_of_a_model_with_a_torn_state_are_rebuilt_all_the_same(settled):
+    model = settled.lake_folder / "silver/int_wrm__lines_parsed"
+    truncated(model / "_state.parquet")
+    # of the same command, cut short when the day was rebuilt in all models but this one
+    record = {"asked": DAY, "days": [DAY], "began_at": "now", "before": {}, "is_marked": True}
+    journal = settled.lake_folder / "_backfill/journal.json"
+    journal.parent.mkdir()
+    journal.write_text(json.dumps(record | {"marked": {model.name: [DAY]}}))
+    built = model / f"dt={DAY}/data.parquet"
+    before = built.stat().st_mtime_ns
+    told = run(settled, "run_pipeline", "backfill", "--from", DAY, "--to", DAY)
+    assert f"made anew before any day is rebuilt: {model}/_state.parquet." in told
+    assert built.stat().st_mtime_ns > before
+    assert "rebuilt, as before" in told
 
 
 @pytest.mark.sampled

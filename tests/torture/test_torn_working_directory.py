@@ -88,3 +88,48 @@ def test_snapshots_that_waited_for_the_lake_outlive_a_torn_state(workplace, capl
     start(workplace)
     assert hours(workplace) == [6, 12]
     assert [path.name for path in folder.parent.iterdir()] == ["wrm"]
+
+
+def test_whole_payload_beside_a_torn_one_lands_once_whatever_becomes_of_its_object(workplace, caplog):
+    folder = cut("extracted", workplace)
+    pipeline = bronze._pipeline("wrm", workplace.settings)
+    pipeline.extract(bronze._source("wrm", DAY, snapshot(15), {}))
+    torn, _ = sorted(folder.glob("normalize/extracted/*/new_jobs/station_snapshots.*.parquet"))
+    DAMAGES["truncated"](torn)
+    start(workplace)
+    assert hours(workplace) == [6, 15]
+    [aside] = folder.parent.glob("wrm.torn-*")
+    assert [path.name for path in aside.rglob("station_snapshots.*") if "loaded" not in path.parts] == [
+        torn.name
+    ]
+    for path in workplace.lake_folder.glob("bronze/wrm/station_snapshots/dt=*/*.parquet"):
+        path.rename(path.with_name(f"compacted-{path.name}"))
+    with caplog.at_level(logging.WARNING):
+        start(workplace)
+    assert hours(workplace) == [6, 15]
+    assert f"Lost to a power cut before it landed: {aside / torn.relative_to(folder)}." in caplog.text
+
+
+def test_torn_normalized_payload_lands_from_what_it_was_made_from(workplace, tmp_path):
+    folder = cut("extracted", workplace)
+    shutil.copytree(folder / "normalize", tmp_path / "before")
+    bronze._normalize(bronze._pipeline("wrm", workplace.settings))
+    shutil.copytree(tmp_path / "before", folder / "normalize", dirs_exist_ok=True)  # not deleted yet
+    [torn] = folder.glob("load/normalized/*/new_jobs/station_snapshots.*.parquet")
+    DAMAGES["truncated"](torn)
+    start(workplace)
+    assert hours(workplace) == [6, 12]
+    assert [path.name for path in folder.parent.iterdir()] == ["wrm"]
+
+
+@pytest.mark.parametrize("stage", ["normalize/0123456789abcdef", "load/new"])
+def test_package_that_a_kill_left_half_made_costs_no_directory(workplace, caplog, stage):
+    folder = cut("extracted", workplace)
+    half = folder / stage / "1747051200.0/new_jobs/station_snapshots.0123456789.0.parquet"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"PAR1")
+    with caplog.at_level(logging.WARNING):
+        start(workplace)
+    assert "is not whole" not in caplog.text
+    assert hours(workplace) == [6, 12]
+    assert [path.name for path in folder.parent.iterdir()] == ["wrm"]
