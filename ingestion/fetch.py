@@ -120,6 +120,8 @@ def _fetch_once(
             _session(timeout_seconds) as session,
             _get(session, url, validators.as_headers(), timeout_seconds) as response,
         ):
+            if time.monotonic() >= deadline:  # headers that were cut off look like headers that have ended
+                raise requests.ReadTimeout
             found = _describe(response)
             if response.status_code == 304:
                 return outcome(**found, is_not_modified=True)
