@@ -35,11 +35,6 @@ from ingestion.working_directory import land_set_aside, set_torn_aside
 
 logger = logging.getLogger(__name__)
 
-
-class BronzeError(ValueError):
-    """A bronze object that cannot be read; its message names it."""
-
-
 PACKAGES_KEPT = 20
 
 _FROZEN: TSchemaContractDict = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
@@ -49,6 +44,10 @@ _FROZEN: TSchemaContractDict = {"tables": "evolve", "columns": "freeze", "data_t
 _synced: set[tuple[str, str]] = set()
 # working directories that this process has looked at: only what ends a process tears them
 _mended: set[Path] = set()
+
+
+class BronzeError(ValueError):
+    """A bronze object that cannot be read; its message names it."""
 
 
 def open_pipeline(source: str, settings: Settings, *, needs_lake: bool = True) -> dlt.Pipeline:

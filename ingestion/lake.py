@@ -11,6 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -36,17 +38,20 @@ class AtomicLocalFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec te
     """
 
     def put_file(self, lpath: str, rpath: str, callback: Any = None, **kwargs: Any) -> None:
-        target = self._strip_protocol(rpath)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        unfinished = unfinished_path(target)
-        shutil.copyfile(self._strip_protocol(lpath), unfinished)
-        publish_file(unfinished, target)
+        with self._publishing(rpath) as unfinished:
+            shutil.copyfile(self._strip_protocol(lpath), unfinished)
 
     def write_text(self, path: str, value: str, encoding: str | None = None, **kwargs: Any) -> None:
+        with self._publishing(path) as unfinished:
+            Path(unfinished).write_text(value, encoding=encoding)
+
+    @contextmanager
+    def _publishing(self, path: str) -> Iterator[str]:
+        """Gives where to write a file, which gets its name when the `with` block ends well."""
         target = self._strip_protocol(path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         unfinished = unfinished_path(target)
-        Path(unfinished).write_text(value, encoding=encoding)
+        yield unfinished
         publish_file(unfinished, target)
 
 

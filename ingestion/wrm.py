@@ -294,8 +294,9 @@ class _Import:
         self.outcome.listed = len(listed)
         self.outcome.known = len(listed) - len(new)
         for day, files in groupby(new, key=lambda file: file.observed_at.date()):
+            of_day = list(files)
             try:
-                self.import_day(day, of_day := list(files))
+                self.import_day(day, of_day)
             except bronze.BronzeError as error:  # of this day alone
                 self.refused += of_day
                 self.outcome.refused.append(str(error))

@@ -33,6 +33,7 @@ import requests
 
 from ingestion.fetch import USER_AGENT
 from ingestion.settings import Settings
+from scripts.command import STEERING
 from scripts.health import Health, SourceHealth
 from scripts.incidents import Incident, Incidents, IncidentStore, is_open, within
 from scripts.pipeline_run import Run
@@ -297,8 +298,7 @@ def _post_json(url: str, text: str, seconds: float) -> int:
 
 def _reason(error: str) -> str:
     """The error in one line of bounded length."""
-    unseen = r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+"
-    line = re.sub(unseen, " ", error).strip().rstrip(".")
+    line = re.sub(rf"(?:\s|{STEERING.pattern})+", " ", error).strip().rstrip(".")
     return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
 
 

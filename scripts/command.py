@@ -27,7 +27,7 @@ WATCHED = ("ingest", "transform", "export", "compact")
 FIELDS = dict.fromkeys(("run_id", "source", "rows", "bytes", "seconds"))
 
 # control characters but for tab and line feed, and what turns the direction of writing around
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 logger = logging.getLogger("bike-data-flow")
 
@@ -121,7 +121,7 @@ class _PlainFormatter(logging.Formatter):
 
 def visible(text: str) -> str:
     """The text with what steers a terminal, or the direction of writing, spelt out; lines stay lines."""
-    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+    return STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _tell_run(record: logging.LogRecord) -> bool:

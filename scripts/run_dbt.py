@@ -52,7 +52,7 @@ def run_dbt(settings: Settings, project: str, *arguments: str) -> dict[str, str]
         try:
             return _invoke(settings, project, *arguments)
         except DbtError as error:
-            found = set(find_torn(Lake.of(settings), str(error))) if project == "transform" else set()
+            found = find_torn(Lake.of(settings), str(error)) if project == "transform" else set()
             if not found or found <= given_up:
                 raise
             _give_up(settings, found, error)

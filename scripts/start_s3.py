@@ -57,6 +57,16 @@ class S3Server:
             "AWS_REGION": "eu-central-1",
         }
 
+    def filesystem(self) -> s3fs.S3FileSystem:
+        """A client of its own, which remembers no listing."""
+        return s3fs.S3FileSystem(
+            key=self.access_key_id,
+            secret=self.secret_access_key,
+            endpoint_url=self.endpoint_url,
+            skip_instance_cache=True,
+            use_listings_cache=False,
+        )
+
 
 @contextmanager
 def running_s3(folder: Path, policies: Mapping[str, Any] | None = None) -> Iterator[S3Server]:
@@ -163,13 +173,7 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(requests.RequestException, OSError):
             requests.get(f"{server.endpoint_url}/status", timeout=2)
-            filesystem = s3fs.S3FileSystem(
-                key=server.access_key_id,
-                secret=server.secret_access_key,
-                endpoint_url=server.endpoint_url,
-                skip_instance_cache=True,
-                use_listings_cache=False,
-            )
+            filesystem = server.filesystem()
             if not filesystem.exists(BUCKET):
                 filesystem.mkdir(BUCKET)
             probe = f"{BUCKET}/.probe"

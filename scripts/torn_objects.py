@@ -21,10 +21,10 @@ _TORN = re.compile(
 _MADE = re.compile(r"(silver|gold)/([a-z0-9_]+)/(?:dt=(\d{4}-\d\d-\d\d)/data|_state|_empty)\.parquet")
 
 
-def find_torn(lake: Lake, text: str) -> list[str]:
+def find_torn(lake: Lake, text: str) -> set[str]:
     """Paths of the lake's objects that an error of DuckDB's calls torn."""
     found = {one or other for one, other in _TORN.findall(text)}
-    return sorted(path for path in found if path.startswith(f"{lake.root}/"))
+    return {path for path in found if path.startswith(f"{lake.root}/")}
 
 
 def give_up_torn(lake: Lake, path: str) -> bool:

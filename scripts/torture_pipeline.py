@@ -42,6 +42,11 @@ class Profile:
     def options(self) -> list[str]:
         return [word for name, value in vars(self).items() for word in (f"--{name}", str(value))]
 
+    @property
+    def command(self) -> str:
+        """What people type to try the same again."""
+        return f"scripts/just torture {' '.join(self.options)}"
+
 
 @dataclass
 class Figures:
@@ -83,9 +88,8 @@ def read_figures(results: Path) -> dict[str, Figures]:
 
 def tell(figures: dict[str, Figures], profile: Profile, day: date, seconds: float) -> str:
     """The figures as a table in Markdown, with the command that makes them again."""
-    command = f"scripts/just torture {' '.join(profile.options)}"
     lines = [
-        f"`{command}`, {day.isoformat()}, {seconds / 60:.0f} minutes:",
+        f"`{profile.command}`, {day.isoformat()}, {seconds / 60:.0f} minutes:",
         "",
         "| tests | passed | failed | counted | minutes of work |",
         "|---|---:|---:|---|---:|",
@@ -125,11 +129,8 @@ def main() -> None:
         if given.write:
             REPORT.write_text(put_between(REPORT.read_text(), MARKS, told))
         failed = sum(one.failed for one in figures.values())
-        return (
-            f"Promises were broken: {failed} tests, see above. The same again: {profile.options}"
-            if status
-            else None
-        )
+        again = f"Promises were broken: {failed} tests, see above. Try the same again: {profile.command}"
+        return again if status else None
 
     run_command(job)
 

@@ -241,6 +241,19 @@ def archive(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def copy_database(server: Settings, source: str, target: str) -> None:
+    """Make a database, anew where it is there, as a copy of another one of the server."""
+    with closing(psycopg2.connect(**server.postgres_parameters() | {"dbname": "postgres"})) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for name in (source, target):  # a killed job's sessions may still be closing
+                cursor.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name]
+                )
+            cursor.execute(f"drop database if exists {target} (force)")
+            cursor.execute(f"create database {target} template {source}")
+
+
 def small_snapshot(observed_at: datetime, stations: int = FEW_STATIONS) -> str:
     """The text of one made-up snapshot: `stations` stations and three free bikes."""
     return City(stations=stations, free_bikes=FEW_BIKES).snapshot(observed_at)

@@ -211,8 +211,7 @@ def s3_proxy(target_url: str, script: Script) -> Iterator[S3Proxy]:
 class PostgresProxy:
     """Passes the frontend/backend protocol of PostgreSQL on, message by message, to a Unix socket.
 
-    A call is each statement, the first rows of each COPY, and the end of each COPY. While it is cut,
-    connections are refused.
+    A call is each statement, the first rows of each COPY, and the end of each COPY.
     """
 
     def __init__(self, target: str, script: Script) -> None:

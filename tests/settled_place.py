@@ -2,13 +2,11 @@
 
 import shutil
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
-from conftest import Workplace, moment, raw_name, small_snapshot
+from conftest import Workplace, copy_database, moment, raw_name, small_snapshot
 
 DAYS = ("2025-05-11", "2025-05-12", "2025-05-13")
 DAY = DAYS[1]
@@ -53,14 +51,6 @@ def run(place: Workplace, module: str, *arguments: str, status: int = 0) -> str:
         return job.output
 
 
-def copy_database(place: Workplace, source: str, target: str) -> None:
-    parameters = place.settings.postgres_parameters() | {"dbname": "postgres"}
-    with closing(psycopg2.connect(**parameters)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(f"drop database if exists {target}")
-        connection.cursor().execute(f"create database {target} template {source}")
-
-
 def settled_place(place: Workplace, archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """The place as it was settled: three days imported, built and exported. The archive has got one more file
     since, of the day in the middle; `kept["rows"]` is what comes of that undisturbed."""
@@ -69,7 +59,7 @@ def settled_place(place: Workplace, archive: Archive, tmp_path_factory: pytest.T
     place.configure(DATA_DIR=kept["data"], POSTGRES_URL=kept["url"])
     shutil.rmtree(kept["data"])
     shutil.copytree(kept["copy"], kept["data"], symlinks=True)
-    copy_database(place, f"{kept['database']}_copy", kept["database"])
+    copy_database(place.settings, f"{kept['database']}_copy", kept["database"])
     return place
 
 
@@ -84,7 +74,7 @@ def _settle(place: Workplace, archive: Archive, folder: Path) -> None:
     run(place, "run_pipeline", "backfill", str(first))
     database = place.settings.postgres_parameters()["dbname"]
     shutil.copytree(folder / "data", folder / "copy", symlinks=True)
-    copy_database(place, database, f"{database}_copy")
+    copy_database(place.settings, database, f"{database}_copy")
     grown = shutil.copytree(first, folder / "grown")
     late = f"{DAY} 21:00:00"
     (grown / raw_name(late)).write_text(small_snapshot(moment(late)))

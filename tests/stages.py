@@ -12,8 +12,8 @@ from typing import Any
 
 import psycopg2
 import s3fs
-from conftest import Workplace, moment, raw_name, small_snapshot
-from proxies import PostgresProxy, Script, postgres_proxy, s3_proxy
+from conftest import Workplace, copy_database, moment, raw_name, small_snapshot
+from proxies import Script, postgres_proxy, s3_proxy
 
 from ingestion.settings import Settings
 from scripts.start_s3 import S3Server
@@ -34,7 +34,6 @@ class Stage:
     postgres_settings: Settings  # of the server past the proxy
     script: Script = field(default_factory=Script)
     s3: s3fs.S3FileSystem | None = None
-    postgres_proxy: PostgresProxy | None = None
     saved: Path | None = None
 
     def finish(self, *job: str) -> float:
@@ -50,7 +49,7 @@ class Stage:
         self.saved = self.place.settings.data_dir.with_name("saved")
         self.place.settings.data_dir.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.place.settings.data_dir, self.saved, ignore=shutil.ignore_patterns("jobs"))
-        self._copy_database(self.database, f"{self.database}_saved")
+        copy_database(self.postgres_settings, self.database, f"{self.database}_saved")
         if self.s3:
             self.s3.pipe_file(f"{self.lake}-saved/.saved", b"")  # an empty lake is no folder on S3
             self._copy_objects(self.lake, f"{self.lake}-saved")
@@ -60,7 +59,7 @@ class Stage:
         assert self.saved
         shutil.rmtree(self.place.settings.data_dir)
         shutil.copytree(self.saved, self.place.settings.data_dir)
-        self._copy_database(f"{self.database}_saved", self.database)
+        copy_database(self.postgres_settings, f"{self.database}_saved", self.database)
         if self.s3:
             self.s3.rm(self.s3.find(self.lake))
             self._copy_objects(f"{self.lake}-saved", self.lake)
@@ -86,17 +85,6 @@ class Stage:
         for key in self.s3.find(source):
             self.s3.copy(key, target + key.removeprefix(source))
 
-    def _copy_database(self, source: str, target: str) -> None:
-        with closing(self.connect("postgres")) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                for name in (source, target):  # a killed job's sessions may still be closing
-                    cursor.execute(
-                        "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name]
-                    )
-                cursor.execute(f"drop database if exists {target} (force)")
-                cursor.execute(f"create database {target} template {source}")
-
 
 @contextmanager
 def open_stage(place: Workplace, postgres_server: Settings, s3_server: S3Server | None) -> Iterator[Stage]:
@@ -105,8 +93,8 @@ def open_stage(place: Workplace, postgres_server: Settings, s3_server: S3Server 
     with ExitStack() as stack:
         database = stage.database
         socket = f"{postgres_server.postgres_socket_dir}/.s.PGSQL.5432"
-        stage.postgres_proxy = stack.enter_context(postgres_proxy(socket, stage.script))
-        url = f"postgresql://postgres:@127.0.0.1:{stage.postgres_proxy.port}/{database}"
+        postgres = stack.enter_context(postgres_proxy(socket, stage.script))
+        url = f"postgresql://postgres:@127.0.0.1:{postgres.port}/{database}"
         place.configure(POSTGRES_URL=url)
         if s3_server:
             s3 = stack.enter_context(s3_proxy(s3_server.endpoint_url, stage.script))
@@ -114,13 +102,7 @@ def open_stage(place: Workplace, postgres_server: Settings, s3_server: S3Server 
             place.configure(
                 **s3_server.environment | {"LAKE_URL": lake, "AWS_ENDPOINT_URL_S3": s3.endpoint_url}
             )
-            stage.s3 = s3fs.S3FileSystem(
-                key=s3_server.access_key_id,
-                secret=s3_server.secret_access_key,
-                endpoint_url=s3_server.endpoint_url,
-                skip_instance_cache=True,
-                use_listings_cache=False,
-            )
+            stage.s3 = s3_server.filesystem()
         yield stage
 
 

@@ -171,9 +171,10 @@ _undisturbed: Rows = {}  # of this process: every case has the same archive
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory) -> str:
-    """The same place for every case: files are remembered by it."""
-    return write_archive(tmp_path_factory.mktemp("faults") / "archive", (0, 8, 16))
+def job(tmp_path_factory) -> list[str]:
+    """A backfill of an archive in the same place for every case: files are remembered by it."""
+    archive = write_archive(tmp_path_factory.mktemp("faults") / "archive", (0, 8, 16))
+    return ["run_pipeline", "backfill", archive]
 
 
 @pytest.fixture
@@ -201,6 +202,15 @@ def endure(stage: Stage, job: list[str], says: str | None) -> str:
     assert says is None or re.search(says, said.rpartition("Failed. ")[2]), said
     assert "Traceback" not in said
     return said
+
+
+@contextmanager
+def healing(stage: Stage, job: list[str], name: str, record_property: Callable[..., None]) -> Iterator[None]:
+    """A fault for the length of a `with` block; what it has done is healed when it is over."""
+    expected = undisturbed(stage, job)
+    yield
+    heal(stage, job, expected)
+    record_property("fault", name)
 
 
 def heal(stage: Stage, job: list[str], expected: Rows) -> None:
@@ -232,11 +242,7 @@ def await_postgres(stage: Stage) -> None:
         for case in cases
     ],
 )
-def test_a_fault_on_the_way_to_a_server_loses_and_doubles_nothing(
-    stage, case, archive, torture, record_property
-):
-    job = ["run_pipeline", "backfill", archive]
-    expected = undisturbed(stage, job)
+def test_a_fault_on_the_way_to_a_server_loses_and_doubles_nothing(stage, case, job, torture, record_property):
     befallen = []
     rule = case.rule(stage, Draw(torture.seed))
 
@@ -245,11 +251,10 @@ def test_a_fault_on_the_way_to_a_server_loses_and_doubles_nothing(
         befallen.extend([call] if found else [])
         return found
 
-    stage.script.fault = fault
-    endure(stage, job, case.says)
-    assert befallen, "nothing was befallen"
-    heal(stage, job, expected)
-    record_property("fault", case.name)
+    with healing(stage, job, case.name, record_property):
+        stage.script.fault = fault
+        endure(stage, job, case.says)
+        assert befallen, "nothing was befallen"
 
 
 @contextmanager
@@ -264,47 +269,33 @@ def altered(stage: Stage, alter: str, back: str) -> Iterator[None]:
 
 
 @pytest.mark.sampled
-def test_a_postgres_that_refuses_connections(stage, archive, record_property):
-    job = ["run_pipeline", "backfill", archive]
-    expected = undisturbed(stage, job)
+def test_a_postgres_that_refuses_connections(stage, job, record_property):
     url = stage.place.environment["POSTGRES_URL"]
-    stage.place.configure(POSTGRES_URL=f"postgresql://postgres:@127.0.0.1:9/{stage.database}")
-    endure(stage, job, "Connection refused")
-    stage.place.configure(POSTGRES_URL=url)
-    heal(stage, job, expected)
-    record_property("fault", "refused")
+    with healing(stage, job, "refused", record_property):
+        stage.place.configure(POSTGRES_URL=f"postgresql://postgres:@127.0.0.1:9/{stage.database}")
+        endure(stage, job, "Connection refused")
+        stage.place.configure(POSTGRES_URL=url)
 
 
 @pytest.mark.sampled
-def test_a_postgres_that_is_read_only(stage, archive, record_property):
-    job = ["run_pipeline", "backfill", archive]
-    expected = undisturbed(stage, job)
-    with altered(
-        stage,
-        "alter database {database} set default_transaction_read_only = on",
-        "alter database {database} reset default_transaction_read_only",
+def test_a_postgres_that_is_read_only(stage, job, record_property):
+    setting = "alter database {database} %s default_transaction_read_only"
+    with (
+        healing(stage, job, "read-only", record_property),
+        altered(stage, setting % "set" + " = on", setting % "reset"),
     ):
         endure(stage, job, "in a read-only transaction")
-    heal(stage, job, expected)
-    record_property("fault", "read-only")
 
 
 @pytest.mark.sampled
-def test_a_postgres_that_is_out_of_connections(stage, archive, record_property):
-    job = ["run_pipeline", "backfill", archive]
-    expected = undisturbed(stage, job)
+def test_a_postgres_that_is_out_of_connections(stage, job, record_property):
     user = f"crowded_{stage.database}"
-    stage.place.configure(
-        POSTGRES_URL=stage.place.environment["POSTGRES_URL"].replace("postgres:@", f"{user}:@")
-    )
-    with altered(
-        stage,
-        f"create role {user} login connection limit 1; alter database {{database}} owner to {user}",
-        f"alter role {user} connection limit -1",
-    ):
-        endure(stage, job, f'too many connections for role "{user}"')
-    heal(stage, job, expected)
-    record_property("fault", "out of connections")
+    make = f"create role {user} login connection limit 1; alter database {{database}} owner to {user}"
+    with healing(stage, job, "out of connections", record_property):
+        url = stage.place.environment["POSTGRES_URL"]
+        stage.place.configure(POSTGRES_URL=url.replace("postgres:@", f"{user}:@"))
+        with altered(stage, make, f"alter role {user} connection limit -1"):
+            endure(stage, job, f'too many connections for role "{user}"')
 
 
 @contextmanager
@@ -332,27 +323,25 @@ def file_stage(workplace, postgres_server) -> Iterator[Stage]:
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("size", ["32k", "256k", "512k"])
-def test_a_disk_that_is_full(file_stage, archive, tmp_path, size, record_property):
-    stage, job = file_stage, ["run_pipeline", "backfill", archive]
-    expected = undisturbed(stage, job)
-    with small_disk(tmp_path / "disk", size) as resize:
-        stage.place.configure(LAKE_URL=str(tmp_path / "disk" / "lake"))
-        endure(stage, job, "No space left on device")
+@pytest.mark.parametrize("size", ["32k", "128k", "256k"])
+def test_a_disk_that_is_full(file_stage, job, tmp_path, size, record_property):
+    with (
+        small_disk(tmp_path / "disk", size) as resize,
+        healing(file_stage, job, "disk full", record_property),
+    ):
+        file_stage.place.configure(LAKE_URL=str(tmp_path / "disk" / "lake"))
+        endure(file_stage, job, "No space left on device")
         resize("64m")
-        heal(stage, job, expected)
-    record_property("fault", "disk full")
 
 
 @pytest.mark.sampled
-def test_a_clock_that_jumps_back_an_hour(file_stage, archive, record_property):
-    stage, job = file_stage, ["run_pipeline", "backfill", archive]
+def test_a_clock_that_jumps_back_an_hour(file_stage, job, record_property):
+    stage = file_stage
     expected = undisturbed(stage, job)
-    first = min(Path(archive).glob("wrm_stations*"))
-    stage.place.configure(CLOCK_IS_AHEAD_SECONDS="3600")
-    stage.finish(*job[:2], str(first))
-    stage.place.configure(CLOCK_IS_AHEAD_SECONDS="0")
-    heal(stage, job, expected)
+    first = min(Path(job[-1]).glob("wrm_stations*"))
+    with healing(stage, job, "clock back an hour", record_property):
+        stage.place.configure(CLOCK_IS_AHEAD_SECONDS="3600")
+        stage.finish(*job[:2], str(first))
+        stage.place.configure(CLOCK_IS_AHEAD_SECONDS="0")
     shutil.rmtree(stage.place.settings.data_dir / "dlt")  # what dlt remembers comes back from the lake
     heal(stage, job, expected)
-    record_property("fault", "clock back an hour")
