@@ -32,7 +32,7 @@ from ingestion.lake import Lake
 from ingestion.schemas import BRONZE
 
 JOURNAL = "_compaction.json"
-TIME_COLUMNS = ("observed_at", "attempted_at")
+TIME_COLUMNS = ("observed_at", "attempted_at", "started_at")  # one for each bronze table
 # Of raw rows: neighbours compress together (8 MB of payloads to a quarter of a megabyte), yet one snapshot is
 # read without the whole day.
 ROW_GROUP_BYTES = 8 * 1024 * 1024

@@ -205,6 +205,7 @@ def workplace(
         WRM_FAILURES_URL="http://127.0.0.1:9/failures",
         FETCH_ATTEMPTS="1",
         FETCH_TIMEOUT_SECONDS="5",
+        METRICS_ADDRESS="127.0.0.1:0",  # tests that watch run side by side
     )
     for known in parsed_projects.glob("*/partial_parse.msgpack"):
         target = tmp_path / "data" / "dbt" / known.parent.name
@@ -269,10 +270,12 @@ def raw_name(text: str) -> str:
     return f"wrm_stations_{moment(text):%Y-%m-%d_%H-%M-%S}.txt"
 
 
-def bronze_rows(settings: Settings, table: str, columns: str = "*") -> list[tuple[Any, ...]]:
-    """Rows of a bronze table, in order of observation."""
+def bronze_rows(
+    settings: Settings, table: str, columns: str = "*", source: str = "wrm"
+) -> list[tuple[Any, ...]]:
+    """Rows of a bronze table, in order of all columns."""
     with closing(open_lake(settings)) as connection:
-        pattern = f"{settings.lake_url}/bronze/wrm/{table}/dt=*/*.parquet"
+        pattern = f"{settings.lake_url}/bronze/{source}/{table}/dt=*/*.parquet"
         try:
             return connection.execute(
                 f"select {columns} from read_parquet('{pattern}', hive_partitioning = true) order by all"

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import FEW_STATIONS, bronze_rows, moment, raw_name, small_snapshot
 
-from ingestion import bronze, compaction, wrm
+from ingestion import bronze, compaction, run_history, wrm
 from ingestion.compaction import CompactionError, Part
 from ingestion.lake import AtomicLocalFileSystem, Lake
+from ingestion.run_history import Step
 from ingestion.schemas import BRONZE, FETCH_ATTEMPTS, STATION_SNAPSHOTS
 from ingestion.settings import PROJECT_ROOT
 from scripts.command import the_only_job
@@ -130,6 +131,37 @@ def test_a_closed_day_becomes_one_object_of_the_same_rows(any_place, archive):
     assert len(bronze_rows(place.settings, "station_snapshots")) == len(before["station_snapshots"]) + 1
     [late] = compact(place.settings, [DAY])
     assert (late.rows, len(late.part.objects)) == (5, 2)
+
+
+def test_the_history_of_runs_is_folded(any_place):
+    place, started_at = any_place, moment("2025-05-12 10:00:00")
+    for minutes in (1, 0, 2):
+        begun = started_at + timedelta(minutes=minutes)
+        run = {"run_id": str(minutes), "job": "run", "outcome": "succeeded", "started_at": begun}
+        step = Step("dbt_node", "transform", "a model", "model", "success", begun, begun)
+        run_history.record(place.settings, run, [step])
+
+    def history():
+        return [bronze_rows(place.settings, table, source="pipeline") for table in BRONZE["pipeline"]]
+
+    before = history()
+    assert [len(rows_found) for rows_found in before] == [3, 3]
+    folded = compact(place.settings)
+    assert {(each.part.table, each.rows) for each in folded} == {("runs", 3), ("steps", 3)}
+    assert history() == before
+
+
+def test_every_bronze_table_can_be_put_in_order():
+    tables = {table: schema.names for tables in BRONZE.values() for table, schema in tables.items()}
+    assert {
+        table: [name for name in names if name in compaction.TIME_COLUMNS] for table, names in tables.items()
+    } == {
+        "station_snapshots": ["observed_at"],
+        "fetch_attempts": ["attempted_at"],
+        "failures": ["observed_at"],
+        "runs": ["started_at"],
+        "steps": ["started_at"],
+    }
 
 
 def test_hours_of_the_current_day_are_folded_once_they_have_ended(workplace):
