@@ -1,14 +1,24 @@
-"""Proxies in front of the real S3 server and of PostgreSQL that see every call and can spoil any of them."""
+"""Proxies in front of the real S3 server and of PostgreSQL that see every call and can spoil any of them.
+
+python -m scripts.server_proxies URL     counts what goes through to an S3 server, until standard input ends
+
+It prints its own URL and then, for each line on standard input, what went through since the last one.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.client
+import json
 import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -69,6 +79,7 @@ class Script:
 
     fault: Callable[[Call], Fault | None] = lambda call: None
     calls: list[Call] = field(default_factory=list)
+    answered: Counter[str] = field(default_factory=Counter)  # bytes of S3's answers, by verb
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def meet(self, server: Literal["s3", "postgres"], verb: str, what: str, size: int) -> Fault | None:
@@ -77,6 +88,11 @@ class Script:
             call = Call(len(self.calls) + 1, server, verb, what, size)
             self.calls.append(call)
             return self.fault(call)
+
+    def note_answer(self, verb: str, size: int) -> None:
+        """Count the bytes of an answer of S3."""
+        with self.lock:
+            self.answered[verb] += size
 
 
 class S3Proxy(ThreadingHTTPServer):
@@ -115,6 +131,7 @@ class _S3Handler(BaseHTTPRequestHandler):
         answer = self._ask(body)
         if verb == "LIST":
             answer = self._listing(answer, fault)
+        self.server.script.note_answer(verb, len(answer[2]))
         if fault and fault.when == "after" and self._befall(fault):
             return
         self._answer(*answer, half=fault if fault and fault.when == "halfway" and not body else None)
@@ -206,6 +223,31 @@ def s3_proxy(target_url: str, script: Script) -> Iterator[S3Proxy]:
     """A proxy of an S3 server for the length of a `with` block."""
     with S3Proxy(target_url, script) as proxy, answering(proxy):
         yield proxy
+
+
+@dataclass(frozen=True)
+class S3Counter:
+    """A proxy in a process of its own, whose work so takes nothing from the process that asks it."""
+
+    endpoint_url: str
+    process: subprocess.Popen[str]
+
+    def take(self) -> tuple[Counter[str], Counter[str]]:
+        """What went through since this was last asked: the calls, and the bytes of their answers, by verb."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        calls, answered = json.loads(self.process.stdout.readline())
+        return Counter(calls), Counter(answered)
+
+
+@contextlib.contextmanager
+def counted_s3(target_url: str) -> Iterator[S3Counter]:
+    """Have a process count what goes through it to an S3 server, for the length of a `with` block."""
+    command = [sys.executable, "-m", "scripts.server_proxies", target_url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None  # leaving the block closes both, which ends the process
+        yield S3Counter(process.stdout.readline().strip(), process)
 
 
 class PostgresProxy:
@@ -356,3 +398,26 @@ def postgres_proxy(target: str, script: Script) -> Iterator[PostgresProxy]:
         yield proxy
     finally:
         proxy.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("url", help="of the S3 server")
+    script = Script()
+    with s3_proxy(parser.parse_args().url, script) as proxy:
+        print(proxy.endpoint_url, flush=True)
+        for _ in sys.stdin:
+            print(json.dumps(_taken(script)), flush=True)
+
+
+def _taken(script: Script) -> tuple[Counter[str], Counter[str]]:
+    """Calls and answered bytes by verb, which begin anew."""
+    with script.lock:
+        taken = Counter(call.verb for call in script.calls), Counter(script.answered)
+        script.calls.clear()
+        script.answered.clear()
+    return taken
+
+
+if __name__ == "__main__":
+    main()

@@ -13,9 +13,9 @@ from typing import Any
 import psycopg2
 import s3fs
 from conftest import Workplace, copy_database, moment, raw_name, small_snapshot
-from proxies import Script, postgres_proxy, s3_proxy
 
 from ingestion.settings import Settings
+from scripts.server_proxies import Script, postgres_proxy, s3_proxy
 from scripts.start_s3 import S3Server
 from transform.plugins.lake import open_lake
 

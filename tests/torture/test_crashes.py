@@ -17,10 +17,10 @@ from typing import get_args
 
 import pytest
 from conftest import bronze_rows, moment
-from proxies import READS, Call, Fault, When
 from stages import DAYS, Rows, Stage, differences, open_stage, rows_of, write_archive
 
 from ingestion import wrm
+from scripts.server_proxies import READS, Call, Fault, When
 
 # which job each point is of, over and over; the first ones stand for all in a short run
 TURNS = (

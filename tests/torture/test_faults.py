@@ -19,10 +19,10 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from proxies import Call, Fault
 from stages import Rows, Stage, differences, open_stage, rows_of, write_archive
 
 from scripts import start_postgres
+from scripts.server_proxies import Call, Fault
 
 BOUND_SECONDS = 240  # within which a job under any fault ends; an undisturbed one takes about 15
 FAULTS_PER_CALL = 0.05

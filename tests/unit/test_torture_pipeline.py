@@ -2,7 +2,8 @@
 
 from datetime import date
 
-from scripts.torture_pipeline import MARKS, REPORT, Figures, Profile, put_between, read_figures, tell
+from scripts.marked_text import put_between
+from scripts.torture_pipeline import MARKS, REPORT, Figures, Profile, read_figures, tell
 
 RESULTS = """<testsuites><testsuite>
 <testcase classname="tests.torture.test_crashes" name="a" time="60"><properties>
