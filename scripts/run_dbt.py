@@ -12,9 +12,9 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingestion.lake import Lake
 from ingestion.run_history import Step, note
@@ -24,9 +24,13 @@ from scripts.pipeline_run import check_lease
 from scripts.start_postgres import running_postgres
 from scripts.torn_objects import find_torn, give_up_torn, tell_torn
 
+if TYPE_CHECKING:  # dbt is slow to import
+    from dbt.contracts.graph.manifest import Manifest
+
 PROJECTS = ("transform", "exports")
 # of `test` as well: a day that fails one is marked to be rebuilt
 WRITING = ("build", "run", "test", "retry", "run-operation", "seed", "snapshot", "clone")
+QUIET = ("--no-write-json", "--log-level", "none")
 FAILED = ("error", "fail", "runtime error")
 logger = logging.getLogger("bike-data-flow")
 
@@ -88,12 +92,13 @@ def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]
 
     check_lease()
     started_at = datetime.now(UTC)
-    with _dbt_environment(settings):
+    with _dbt_environment(settings) as environment:
         is_quiet = "--quiet" in arguments
         # artifacts are for people, and writing them takes as long as parsing the project
-        options = ["--no-write-json", "--log-level", "none"] if is_quiet else []
-        runner = dbtRunner(callbacks=[_pass_warning_on] if is_quiet else [])
-        result = runner.invoke([*arguments, *options, *_folders(settings, project)])
+        options = [*(QUIET if is_quiet else ()), *_folders(settings, project)]
+        manifest = _manifest(project, environment, options) if is_quiet else None
+        runner = dbtRunner(manifest, callbacks=[_pass_warning_on] if is_quiet else [])
+        result = runner.invoke([*arguments, *options])
     nodes = getattr(result.result, "results", None) or []
     _note_invocation(project, arguments, started_at, result, nodes)
     if isinstance(result.exception, KeyboardInterrupt):
@@ -110,6 +115,16 @@ def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]
             only_tests_failed=all(node.status == "fail" for node in failed),
         )
     return {node.node.name: str(node.message) for node in nodes if "history" not in node.node.tags}
+
+
+def _manifest(project: str, environment: Collection[str], options: list[str]) -> Manifest | None:
+    from dbt.cli.main import dbtRunner
+
+    from scripts.parsed_projects import parsed_project
+
+    return parsed_project(
+        PROJECT_ROOT / project, environment, lambda: dbtRunner().invoke(["--quiet", "parse", *options]).result
+    )
 
 
 def _note_invocation(
@@ -184,8 +199,8 @@ def _folders(settings: Settings, project: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _dbt_environment(settings: Settings) -> Iterator[None]:
-    """The settings under the names that the dbt projects read, for the length of one call."""
+def _dbt_environment(settings: Settings) -> Iterator[Collection[str]]:
+    """The settings under the names that the dbt projects read, which it gives, for the length of one call."""
     values = {
         "ENVIRONMENT": settings.environment,
         "DATA_DIR": str(settings.data_dir),
@@ -197,7 +212,7 @@ def _dbt_environment(settings: Settings) -> Iterator[None]:
     os.environ.update(values)
     try:
         with contextlib.chdir(PROJECT_ROOT):
-            yield
+            yield values.keys()
     finally:
         for name, value in before.items():
             if value is None:

@@ -66,7 +66,9 @@
   {%- endif -%}
   {%- set rows = [] -%}
   {%- for day in plan.stale -%}
-    {%- do use_inputs(inputs, day, folder) -%}
+    {%- if not loop.first -%}
+      {%- do use_inputs(inputs, day, folder) -%}
+    {%- endif -%}
     {%- do rows.append(build_day(node, sql, folder, day)) -%}
     {%- if loop.index % 30 == 0 -%}
       {%- do write_state(folder) -%}
@@ -80,9 +82,6 @@
     {%- do write_state(folder) -%}
   {%- endif -%}
   {%- do show_partitions(relation, node, inputs, sql, folder) -%}
-  {%- for input in inputs -%}
-    {%- do run_query('reset variable ' ~ input.name) -%}
-  {%- endfor -%}
   {{ return(rows | sum) }}
 {% endmacro %}
 
@@ -262,7 +261,7 @@
   {%- if not sources or needs_all | select | list -%}
     {{ return([]) }}
   {%- endif -%}
-  {{ return(run_query("select unnest(getvariable('listed_days'))::varchar").columns[0].values() | list) }}
+  {{ return(lake_value('listed_days').split(',') | select | list) }}
 {% endmacro %}
 
 
@@ -330,7 +329,7 @@
         null::double as build_seconds,
       from {{ bronze_objects(input, listed) }}
       group by all
-  {%- elif state_exists(lake_value('lake') ~ input.folder) %}
+  {%- elif is_built(input) %}
       select '{{ input.name }}' as input, dt, fingerprint as token, row_count, build_seconds
       from read_parquet(getvariable('lake') || '{{ input.folder }}/_state.parquet')
   {%- else %}
@@ -346,21 +345,23 @@
 
 {# Points every input at the objects that make one day; at nothing when `day` is none or an input lacks them. #}
 {% macro use_inputs(inputs, day, folder=none) %}
+  {%- set settings = [] -%}
   {%- for input in inputs -%}
     {%- set file = 'data' if input.kind == 'model' else '*' -%}
     {%- set objects = [] -%}
     {%- for present in (day.present if day else []) if present.split('=')[0] == input.name -%}
       {%- do objects.append("getvariable('lake') || '" ~ input.folder ~ '/dt=' ~ present.split('=')[1] ~ '/' ~ file ~ ".parquet'") -%}
     {%- endfor -%}
-    {%- do run_query('set variable ' ~ input.name ~ ' = [' ~ (objects | join(', ') or "'" ~ empty_object(input) ~ "'") ~ ']') -%}
+    {%- do settings.append(input.name ~ ' = [' ~ (objects | join(', ') or "'" ~ empty_object(input) ~ "'") ~ ']') -%}
   {%- endfor -%}
-  {%- do run_query('set variable day_built = ' ~ ("date '" ~ day.dt ~ "'" if day else 'null::date')) -%}
-  {%- do run_query('set variable is_newest_day = ' ~ (day.is_newest | lower if day else 'null::boolean')) -%}
-  {%- do run_query('set variable inputs_build_seconds = ' ~ (day.build_seconds if day else 'null') ~ '::double') -%}
+  {%- do settings.append('day_built = ' ~ ("date '" ~ day.dt ~ "'" if day else 'null::date')) -%}
+  {%- do settings.append('is_newest_day = ' ~ (day.is_newest | lower if day else 'null::boolean')) -%}
+  {%- do settings.append('inputs_build_seconds = ' ~ (day.build_seconds if day else 'null') ~ '::double') -%}
   {%- if config.get('carries_over', false) -%}
     {%- set before = "'" ~ partition_path(folder, day.before) ~ "'" if day and day.before else "'" ~ empty_day_before() ~ "'" -%}
-    {%- do run_query('set variable day_before = [' ~ before ~ ']') -%}
+    {%- do settings.append('day_before = [' ~ before ~ ']') -%}
   {%- endif -%}
+  {%- do run_query('set variable ' ~ settings | join('; set variable ')) -%}
 {% endmacro %}
 
 
@@ -422,10 +423,10 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
   {%- set started_at = modules.datetime.datetime.now() -%}
   {%- set copied = copy_to(dated(sql, day.dt), path, {'fingerprint': day.fingerprint}) -%}
   {%- set seconds = (modules.datetime.datetime.now() - started_at).total_seconds() -%}
-  {%- do run_query("delete from temp.day_state where dt = '" ~ day.dt ~ "'") -%}
-  {%- do run_query("insert into temp.day_state values ('" ~ day.dt ~ "', '" ~ day.fingerprint ~ "', "
-                   ~ copied ~ ", now()::timestamp, " ~ seconds ~ ")") -%}
-  {%- do run_query("insert into built_days values ('" ~ invocation_id ~ "', '" ~ node.name ~ "', '" ~ path ~ "')") -%}
+  {%- do run_query("delete from temp.day_state where dt = '" ~ day.dt ~ "'; "
+                   ~ "insert into temp.day_state values ('" ~ day.dt ~ "', '" ~ day.fingerprint ~ "', "
+                   ~ copied ~ ", now()::timestamp, " ~ seconds ~ "); "
+                   ~ "insert into built_days values ('" ~ invocation_id ~ "', '" ~ node.name ~ "', '" ~ path ~ "')") -%}
   {{ return(copied) }}
 {% endmacro %}
 
@@ -462,6 +463,13 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 {% endmacro %}
 
 
+{# Whether a model has a state. One that has a view has, as dbt knows without asking anybody. #}
+{% macro is_built(input) %}
+  {%- set view = this.incorporate(path={'identifier': input.name}) -%}
+  {{ return(load_cached_relation(view) is not none or state_exists(lake_value('lake') ~ input.folder)) }}
+{% endmacro %}
+
+
 {% macro state_exists(folder) %}
   {%- set files = run_query("select count(*) from glob('" ~ folder ~ "/_state.parqu*t')") -%}
   {{ return(files.columns[0].values()[0] > 0) }}
@@ -470,11 +478,13 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 
 {# Fills temp.day_state. A lost state object is made again from the partitions' own metadata. #}
 {% macro read_state(folder) %}
-  {%- do run_query('create or replace temp table day_state '
-                   ~ '(dt date, fingerprint varchar, row_count bigint, built_at timestamp, build_seconds double)') -%}
-  {%- if state_exists(folder) -%}
-    {%- do run_query("insert into temp.day_state by name from read_parquet('" ~ folder ~ "/_state.parquet')") -%}
-  {%- elif run_query("from glob('" ~ folder ~ "/dt=*/data.parquet') limit 1").rows | length -%}
+  {%- set is_kept = state_exists(folder) -%}
+  {%- do run_query(
+        'create or replace temp table day_state '
+        ~ '(dt date, fingerprint varchar, row_count bigint, built_at timestamp, build_seconds double)'
+        ~ ("; insert into temp.day_state by name from read_parquet('" ~ folder ~ "/_state.parquet')" if is_kept else '')
+      ) -%}
+  {%- if not is_kept and run_query("from glob('" ~ folder ~ "/dt=*/data.parquet') limit 1").rows | length -%}
     {%- do run_query(
           "insert into temp.day_state select " ~ day_of('file_name') ~ ", decode(value), num_rows, null, null "
           ~ "from parquet_kv_metadata('" ~ folder ~ "/dt=*/data.parquet') "
@@ -512,10 +522,11 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
     {%- do write_state(folder) -%}
   {%- endif -%}
   {# bound to one object: a glob would be listed, and every day has the same columns #}
-  {%- do run_query('set variable ' ~ node.name ~ " = ['" ~ one_day ~ "']") -%}
-  {%- do run_query('create or replace view ' ~ relation ~ ' as select * from read_parquet('
-                   ~ "coalesce(getvariable('" ~ node.name ~ "'), ['" ~ every_day ~ "']), hive_partitioning = true)") -%}
-  {%- do run_query('reset variable ' ~ node.name) -%}
+  {%- set names = [node.name] + inputs | map(attribute='name') | list -%}
+  {%- do run_query('set variable ' ~ node.name ~ " = ['" ~ one_day ~ "']; "
+                   ~ 'create or replace view ' ~ relation ~ ' as select * from read_parquet('
+                   ~ "coalesce(getvariable('" ~ node.name ~ "'), ['" ~ every_day ~ "']), hive_partitioning = true); "
+                   ~ 'reset variable ' ~ names | join('; reset variable ')) -%}
 {% endmacro %}
 
 
@@ -552,8 +563,18 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 {% endmacro %}
 
 
-{# A session variable that the plugin set: lake, scratch, landing_schema. #}
+{# What the plugin told DuckDB, as text: lake, scratch, landing_schema, public_schema, listed_days. Asked once a run:
+   dbt takes milliseconds for each statement, and a build has hundreds. #}
 {% macro lake_value(name) %}
   {%- if not execute -%}{{ return('') }}{%- endif -%}
-  {{ return(run_query("select getvariable('" ~ name ~ "')").columns[0].values()[0]) }}
+  {%- if graph.get('lake_values', {}).get('invocation_id') != invocation_id -%}
+    {%- set row = run_query(
+          "select getvariable('lake') as lake, getvariable('scratch') as scratch, "
+          ~ "getvariable('landing_schema') as landing_schema, getvariable('public_schema') as public_schema, "
+          ~ "coalesce(array_to_string(getvariable('listed_days')::varchar[], ','), '') as listed_days").rows[0] -%}
+    {%- set values = {'invocation_id': invocation_id} -%}
+    {%- for column, value in row.dict().items() -%}{%- do values.update({column: value | string}) -%}{%- endfor -%}
+    {%- do graph.update({'lake_values': values}) -%}
+  {%- endif -%}
+  {{ return(graph['lake_values'][name]) }}
 {% endmacro %}

@@ -40,9 +40,8 @@
   {{ run_hooks(pre_hooks) }}
 
   {%- do attach_warehouse(schema) -%}
-  {%- do run_query('delete from warehouse.' ~ schema ~ ".pending_objects where model = '" ~ model.name ~ "'") -%}
-  {%- do plan_landing(model, input, schema) -%}
-  {%- do prepare_landing_table(sql, input, schema, model.name) -%}
+  {%- set planned = plan_landing(model, input, schema) -%}
+  {%- do prepare_landing_table(sql, input, schema, model.name, planned) -%}
 
   {#- day by day, so that memory stays bounded whatever lands -#}
   {%- set days = run_query(
@@ -51,18 +50,16 @@
         ~ 'from temp.landing_plan where not is_gone group by dt order by dt').columns[0].values() -%}
   {%- set rows = [] -%}
   {%- for objects in days -%}
-    {%- do run_query('set variable ' ~ input.name ~ ' = [' ~ objects ~ ']') -%}
-    {%- set landed = run_query('insert into ' ~ table ~ ' by name\n' ~ sql ~ '\n') -%}
+    {%- set landed = run_query('set variable ' ~ input.name ~ ' = [' ~ objects ~ ']; '
+                               ~ 'insert into ' ~ table ~ ' by name\n' ~ sql ~ '\n') -%}
     {%- do rows.append(landed.columns[0].values()[0] | int) -%}
   {%- endfor -%}
-  {%- if days -%}
-    {%- do run_query('reset variable ' ~ input.name) -%}
-  {%- endif -%}
-  {%- do run_query('insert into warehouse.' ~ schema ~ '.pending_objects '
-                   ~ "select getvariable('lake'), '" ~ model.name ~ "', object, fingerprint, dt, is_whole_day, is_gone "
-                   ~ 'from temp.landing_plan') -%}
-  {%- set removed = run_query('select count(*) from (select dt from temp.landing_plan group by dt having bool_and(is_gone))'
-                              ).columns[0].values()[0] -%}
+  {%- set removed = run_query(
+        'reset variable ' ~ input.name ~ '; insert into warehouse.' ~ schema ~ '.pending_objects '
+        ~ "select getvariable('lake'), '" ~ model.name ~ "', object, fingerprint, dt, is_whole_day, is_gone "
+        ~ 'from temp.landing_plan; '
+        ~ 'select count(*) from (select dt from temp.landing_plan group by dt having bool_and(is_gone))'
+      ).columns[0].values()[0] if planned else 0 -%}
 
   {%- set message = 'removed days: ' ~ removed if removed and not days else 'landed days: ' ~ days | length -%}
   {%- call noop_statement('main', message, 'OK', rows | sum) -%}
@@ -122,21 +119,29 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
 {% endmacro %}
 
 
-{# Fills temp.landing_plan: (object, fingerprint, dt, is_whole_day, is_gone) of what has to land. #}
+{# Fills temp.landing_plan: (object, fingerprint, dt, is_whole_day, is_gone) of what has to land; gives their number.
+   What an earlier run had pending is forgotten first. #}
 {% macro plan_landing(node, input, schema) %}
   {%- set listed = listed_days(node, [input]) -%}
-  {%- do run_query('create or replace temp table landing_objects as ' ~ landing_objects(node, input, listed)) -%}
-  {%- do run_query("create or replace temp table present_objects as select * from temp.landing_objects where dt is not null"
-        ~ (" and dt >= coalesce(getvariable('export_from_day'), dt)" if node.config.get('expires', true) else '')) -%}
-  {%- do read_ledger(node, input, schema, listed) -%}
-  {%- do take_over_compacted(node, input, schema, listed) -%}
+  {%- do run_query(
+        'delete from warehouse.' ~ schema ~ ".pending_objects where model = '" ~ node.name ~ "'; "
+        ~ 'create or replace temp table landing_objects as ' ~ landing_objects(node, input, listed) ~ '; '
+        ~ "create or replace temp table present_objects as select * from temp.landing_objects where dt is not null"
+        ~ (" and dt >= coalesce(getvariable('export_from_day'), dt)" if node.config.get('expires', true) else '') ~ '; '
+        ~ ledger(node, input, schema, listed) ~ '; '
+        ~ 'create or replace temp table replaced_objects (compacted varchar, part_of varchar, part varchar, fingerprint varchar)'
+      ) -%}
+  {%- if input.kind == 'source' -%}
+    {%- do take_over_compacted(node, input, schema, listed) -%}
+  {%- endif -%}
   {%- set whole = 'is_changed and not is_new' -%}
   {%- if node.config.get('lands_whole_history') -%}
     {%- set whole = '(select bool_or(' ~ whole ~ ') from compared)' -%}
   {%- endif -%}
   {#- of models lands what was built; of bronze itself, what is asked for -#}
   {%- set wanted = ' and ' ~ is_day_asked('dt') if input.kind == 'source' else '' -%}
-  {%- do run_query(
+  {#- of every day: an archive older than what PostgreSQL is to hold is no mistake -#}
+  {%- set counts = run_query(
         "create or replace temp table landing_plan as
         with compared as (
             select
@@ -161,25 +166,28 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
         )
         select object, fingerprint, dt, days.is_whole_day, is_gone
         from compared join days using (dt)
-        where (days.is_whole_day or (days.has_change and (compared.is_changed or compared.is_replaced)))" ~ wanted) -%}
-  {#- of every day: an archive older than what PostgreSQL is to hold is no mistake -#}
-  {%- set counts = run_query("select (select count(*) from temp.landing_objects) as present, "
-        ~ "(select count(*) from temp.landing_plan where is_gone) as gone").rows[0] -%}
+        where (days.is_whole_day or (days.has_change and (compared.is_changed or compared.is_replaced)))" ~ wanted ~ ";
+        select
+            (select count(*) from temp.landing_objects) as present,
+            count(*) as planned,
+            count(*) filter (is_gone) as gone
+        from temp.landing_plan").rows[0] -%}
   {%- if counts['present'] == 0 and counts['gone'] > 0
         and not run_query('from (' ~ landing_objects(node, input) ~ ') limit 1').rows | length -%}
     {%- do exceptions.raise_compiler_error('The lake shows nothing of ' ~ input.name ~ ', yet '
           ~ counts['gone'] ~ ' of its objects were exported: ' ~ lake_value('lake')
           ~ '. Check LAKE_URL; to give the history up, drop the schema ' ~ schema ~ '.') -%}
   {%- endif -%}
+  {{ return(counts['planned'] | int) }}
 {% endmacro %}
 
 
-{# Fills temp.exported_objects: (object, fingerprint, dt) of what PostgreSQL holds, of the listed days or of all. #}
-{% macro read_ledger(node, input, schema, listed) %}
-  {%- do run_query("create or replace temp table exported_objects as select object, fingerprint, dt from warehouse."
-        ~ schema ~ ".exported_objects where lake = getvariable('lake') and model = '" ~ node.name ~ "' and "
-        ~ is_day_listed('dt', [input], listed)) -%}
-{% endmacro %}
+{# The statement that fills temp.exported_objects: (object, fingerprint, dt) of what PostgreSQL holds, of the listed
+   days or of all. #}
+{% macro ledger(node, input, schema, listed) -%}
+  create or replace temp table exported_objects as select object, fingerprint, dt from warehouse.{{ schema }}.exported_objects
+  where lake = getvariable('lake') and model = '{{ node.name }}' and {{ is_day_listed('dt', [input], listed) }}
+{%- endmacro %}
 
 
 {# Gives the ledger the name of a compacted object in the place of those that it replaced, where it knows them all.
@@ -190,10 +198,7 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
         "select distinct present.object from temp.present_objects as present semi join ("
         ~ 'select dt from temp.exported_objects anti join temp.present_objects using (object)) as missing using (dt) '
         ~ "where regexp_matches(present.object, '" ~ compacted_object() ~ "') "
-        ~ 'and present.object not in (select object from temp.exported_objects)').columns[0].values()
-        if input.kind == 'source' else [] -%}
-  {%- do run_query('create or replace temp table replaced_objects '
-                   ~ '(compacted varchar, part_of varchar, part varchar, fingerprint varchar)') -%}
+        ~ 'and present.object not in (select object from temp.exported_objects)').columns[0].values() -%}
   {%- if compacted | length -%}
     {%- set paths = [] -%}
     {%- for object in compacted -%}{%- do paths.append("getvariable('lake') || " ~ text_of(object)) -%}{%- endfor -%}
@@ -247,7 +252,7 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
       {%- do run_query("call postgres_execute('warehouse', " ~ text_of(statement) ~ ")") -%}
       {%- do run_query("delete from temp.replaced_objects where compacted = " ~ text_of(row['compacted'])) -%}
     {%- endfor -%}
-    {%- do read_ledger(node, input, schema, listed) -%}
+    {%- do run_query(ledger(node, input, schema, listed)) -%}
   {%- endif -%}
 {% endmacro %}
 
@@ -262,7 +267,7 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
     select replace(file, getvariable('lake'), '') as object, '{{ code_fingerprint(node) }}' as fingerprint,
       {{ day_of('file') }} as dt
     from {{ bronze_objects(input, listed) }}
-  {%- elif state_exists(lake_value('lake') ~ input.folder) -%}
+  {%- elif is_built(input) -%}
     select '{{ input.folder }}/dt=' || dt || '/data.parquet' as object,
       md5('{{ code_fingerprint(node) }}' || fingerprint) as fingerprint, dt
     from read_parquet(getvariable('lake') || '{{ input.folder }}/_state.parquet')
@@ -274,15 +279,14 @@ drop table if exists {{ schema }}.landing_wrm__{{ old }};
 
 {# The landing table, empty, with the columns and types that the model gives now. Others mean other code, and so
    something to land. #}
-{% macro prepare_landing_table(sql, input, schema, name) %}
-  {%- if input.kind == 'model'
-        and not run_query("select 1 from duckdb_views() where view_name = '" ~ input.name ~ "'").rows | length -%}
+{% macro prepare_landing_table(sql, input, schema, name, planned) %}
+  {%- if input.kind == 'model' and not is_built(input) -%}
     {%- do exceptions.raise_compiler_error('Not built yet: ' ~ input.name ~ '. Run: scripts/just transform') -%}
   {%- endif -%}
   {%- set exists = run_query("from postgres_query('warehouse', $$select to_regclass('" ~ schema ~ '.' ~ name ~ "')::text$$)"
         ).columns[0].values()[0] -%}
   {%- set is_kept = exists -%}
-  {%- if exists and run_query('select 1 from temp.landing_plan limit 1').rows | length -%}
+  {%- if exists and planned -%}
     {%- do use_inputs([input], none) -%}
     {%- set columns = "select string_agg(column_name || ' ' || column_type, ', ' order by column_name) from (describe " -%}
     {%- set wanted = run_query(columns ~ sql ~ '\n)').columns[0].values()[0] -%}
