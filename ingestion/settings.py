@@ -76,6 +76,10 @@ class Settings:
     log_level: str
     log_format: str  # "text" or "json"
 
+    def make_data_dir(self) -> None:
+        """Make DATA_DIR where it is missing, for its owner alone: it holds data, and keys of the local S3."""
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     @property
     def postgres_data_dir(self) -> Path:
         return self.data_dir / "postgres"

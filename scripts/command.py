@@ -181,6 +181,7 @@ def _followed_up(settings: Settings, run: Run) -> Iterator[_Followed]:
     """Have alerts and metrics know how a run of a `with` block ended, also one that could not begin."""
     followed = _Followed(run)
     try:
+        settings.make_data_dir()
         yield followed
     except LeaseHeldError:
         raise  # no failure: another job is at work

@@ -45,7 +45,7 @@ def running_postgres(settings: Settings) -> Iterator[None]:
     if settings.postgres_url is not None:
         yield
         return
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.make_data_dir()
     with (
         open(settings.data_dir / "postgres.users", "w") as users,
         open(settings.data_dir / "postgres.lock", "w") as lock,

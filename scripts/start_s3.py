@@ -193,6 +193,7 @@ def main() -> None:
 
 
 def _keep_running(settings: Settings) -> None:
+    settings.make_data_dir()
     with running_s3(settings.data_dir / "s3") as server:
         for name, value in server.environment.items():
             print(f"export {name}={value}")

@@ -14,6 +14,7 @@ from conftest import FEW_STATIONS
 from logins import execute, login_url, require_password
 
 from ingestion.settings import PROJECT_ROOT, load_settings
+from scripts.command import the_only_job
 from scripts.start_postgres import running_postgres
 from scripts.start_s3 import running_s3
 
@@ -50,6 +51,13 @@ def test_the_embedded_postgres_listens_on_a_socket_that_only_its_owner_reaches(t
                  (settings.postgres_data_dir, settings.postgres_socket_dir, connection)}  # fmt: skip
         assert set(modes.values()) == {0o700}
         assert execute(settings.postgres_parameters(), "show listen_addresses") == [("",)]
+
+
+def test_a_new_data_dir_is_its_owners_alone(workplace):
+    private = workplace.settings.data_dir.parent / "private"
+    workplace.configure(DATA_DIR=str(private))
+    with the_only_job(workplace.settings, "transform"):
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
 def test_the_local_s3_server_listens_on_loopback_and_keeps_its_keys_to_itself(tmp_path):
