@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,10 +22,11 @@ from xml.etree import ElementTree
 
 from ingestion.settings import PROJECT_ROOT, Settings
 from scripts.command import CommandError, run_command
+from scripts.marked_text import put_between
 
 REPORT = PROJECT_ROOT / "docs" / "reliability.md"
 MARKS = ("<!-- figures -->\n", "<!-- end of figures -->\n")
-WORKERS = 2
+WORKERS = 3  # on two cores: many tests wait for a fault to pass
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,6 @@ def tell(figures: dict[str, Figures], profile: Profile, day: date, seconds: floa
         minutes = f"{one.seconds / 60:.1f}"
         lines.append(f"| `tests/torture/{name}.py` | {one.passed} | {one.failed} | {counted} | {minutes} |")
     return "\n".join(lines) + "\n"
-
-
-def put_between(text: str, marks: tuple[str, str], part: str) -> str:
-    """A text with the part between two marks replaced."""
-    pattern = re.compile(f"{re.escape(marks[0])}.*{re.escape(marks[1])}", re.DOTALL)
-    return pattern.sub(lambda _: f"{marks[0]}{part}{marks[1]}", text)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ MODELS = {
 TABLES = ("bike_stations", "stations_data_summary", "hourly_station_availability", "processing_summary")
 LAKE_DAYS = "select dt::varchar, count(*), sum(hash(days)::hugeint)::varchar"
 BACKFILL = ("run_pipeline", "backfill")
+PAUSE_SECONDS = 0.2  # between two looks of a reader: without, readers take the machine from the jobs
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ class Readers:
                 self.seen.setdefault(name, set()).update(ask())
             except Exception as error:
                 self.errors.append((name, f"{type(error).__name__}: {error}"))
-            time.sleep(0.02)
+            time.sleep(PAUSE_SECONDS)
 
     def glob(self):
         """As an analyst reads the lake's days, who knows nothing of this project but that an object may be
