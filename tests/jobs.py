@@ -21,7 +21,12 @@ from ingestion.settings import PROJECT_ROOT
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["scripts.run_pipeline", "scripts.compact_bronze", "ingestion.wrm", "dbt.cli.main", "dbt.adapters.duckdb"]
+    [
+        *("scripts.run_pipeline", "scripts.compact_bronze", "scripts.rebuild_days", "ingestion.wrm"),
+        *("transform.plugins.lake", "dbt.cli.main", "dbt.task.build", "dbt.adapters.duckdb"),
+        *("dbt.adapters.postgres", "dlt.sources.helpers.requests"),
+        "pandas",  # pyarrow imports it where it is installed
+    ]
 )
 DEADLINE_SECONDS = 300  # a job that takes longer hangs
 

@@ -22,7 +22,7 @@ MODELS = {
 TABLES = ("bike_stations", "stations_data_summary", "hourly_station_availability", "processing_summary")
 LAKE_DAYS = "select dt::varchar, count(*), sum(hash(days)::hugeint)::varchar"
 BACKFILL = ("run_pipeline", "backfill")
-PAUSE_SECONDS = 0.2  # between two looks of a reader: without, readers take the machine from the jobs
+PAUSE_SECONDS = 1  # between two looks of a reader: without, readers take the machine from the jobs
 
 
 @pytest.fixture

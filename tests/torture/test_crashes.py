@@ -24,9 +24,9 @@ from scripts.server_proxies import READS, Call, Fault, When
 
 # which job each point is of, over and over; the first ones stand for all in a short run
 TURNS = (
-    *("backfill", "compaction", "run", "backfill on files", "backfill", "rebuild", "backfill", "run"),
-    *("backfill", "backfill on files", "backfill", "compaction", "backfill", "run", "backfill", "rebuild"),
-    *("backfill", "backfill on files", "backfill", "backfill"),
+    *("backfill", "compaction", "run", "backfill on files", "run", "rebuild", "backfill", "run"),
+    *("compaction", "backfill on files", "backfill", "run", "backfill", "compaction", "run", "rebuild"),
+    *("backfill", "backfill on files", "run", "backfill"),
 )
 POINTS_PER_TEST = 10  # each test makes an undisturbed run of its own
 
