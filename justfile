@@ -33,6 +33,12 @@ test *arguments: _environment
 torture *arguments: _environment
     @python -m scripts.torture_pipeline "$@"
 
+# Measure speed, memory and requests beside the limit and the usual ways; or some: bench cold_run (--days N, --write)
+[group('main')]
+[no-exit-message]
+bench *arguments: _environment
+    @python -m scripts.run_benchmark "$@"
+
 # Keep lake and PostgreSQL up to date until Ctrl-C: poll the feed, look at WATCH_ARCHIVE, build and export
 [group('main')]
 [no-exit-message]
