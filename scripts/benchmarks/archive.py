@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ingestion.archive import observed_at_of
 from scripts.benchmarks.measurement import Bench, BenchmarkError
 from scripts.simulate_feed import City, _archive_files
 
@@ -92,6 +93,17 @@ def write_archive(folder: Path, recipe: Recipe) -> Archive:
         os.replace(unfinished, folder)
     sizes = [file.stat().st_size for file in folder.glob("dt=*/*.txt")]
     return Archive(folder, days, len(sizes), sum(sizes))
+
+
+def first_files(day: Path, snapshots: int) -> tuple[list[Path], datetime | None]:
+    """The files of a day's first snapshots, and the moment of the next one; None where there is none."""
+    moments: dict[datetime, list[Path]] = {}
+    for path in sorted(day.glob("*.txt")):
+        if named := observed_at_of(path.name):
+            moments.setdefault(named[0], []).append(path)
+    ordered = sorted(moments)
+    first = [path for moment in ordered[:snapshots] for path in moments[moment]]
+    return first, next(iter(ordered[snapshots:]), None)
 
 
 def _write_day(folder: Path, recipe: Recipe, day_number: int) -> None:

@@ -11,8 +11,8 @@ ways read the same files from the system's cache; each has an empty place and da
 archive to bronze             raw text files to Parquet, a snapshot a row
     project   scripts.run_pipeline.import_archive
     limit     one COPY a day over DuckDB's read_blob; it looks for no encodings and mends no names
-bronze after compaction       text_bytes and bronze_bytes once scripts.compact_bronze has folded each day
-    project
+bronze after compaction       text_bytes and bronze_bytes once scripts.compact_bronze has been there
+    project   (an import writes one object a day, which compaction leaves as it is)
 bronze to silver and gold     every model of every day; rows are the lines parsed
     project   scripts.run_pipeline.transform, which also plans, keeps a state and tests what it built
     limit     the very SQL of the models, day by day: see bare_script.py
@@ -39,13 +39,10 @@ them.
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -53,10 +50,8 @@ from typing import Any
 
 import psycopg2
 
-from ingestion.archive import observed_at_of
-from ingestion.lake import Lake, quoted
-from ingestion.settings import load_settings
-from scripts.benchmarks.archive import Archive, bench_archive
+from ingestion.lake import Lake
+from scripts.benchmarks.archive import Archive, bench_archive, first_files
 from scripts.benchmarks.measurement import (
     Bench,
     BenchmarkError,
@@ -70,6 +65,7 @@ from scripts.benchmarks.measurement import (
     ratio,
     run_measured,
 )
+from scripts.benchmarks.ways import FIRST_SNAPSHOTS, counters
 
 SCENARIO = "compare_ways"
 TO_BRONZE = "archive to bronze"
@@ -77,12 +73,8 @@ COMPACTED = "bronze after compaction"
 TO_MARTS = "bronze to silver and gold"
 TO_POSTGRES = "archive to PostgreSQL, one day"
 
-# two hours of minutes: the slow ways take 10 to 20 seconds for them, and would take minutes for a day
-FIRST_SNAPSHOTS = 120
 PUBLIC_TABLES = ("bike_stations", "free_bikes")
 
-Figures = dict[str, float]
-Job = Callable[[], dict[str, Any]]  # what is timed; gives what the step says
 Rows = list[tuple[Any, ...]]
 
 
@@ -169,30 +161,6 @@ def _archive_to_bronze(bench: Bench, archive: Archive, bronze: Path) -> Iterator
         _remove(bench, project, limit)
 
 
-def _project_to_bronze(archive: str) -> Job:
-    settings = load_settings()
-    importlib.import_module("ingestion.wrm")
-    run_pipeline = importlib.import_module("scripts.run_pipeline")
-    return lambda: {"rows": run_pipeline.import_archive(settings, archive).taken}
-
-
-def _limit_to_bronze(archive: str, target: str) -> Job:
-    from scripts.benchmarks import limit
-
-    return lambda: limit.archive_to_bronze(Path(archive), Path(target))
-
-
-def _digest_bronze(folder: str) -> Job:
-    """Rows of bronze, and a checksum of what each snapshot is."""
-    import duckdb
-
-    query = (
-        "select count(*), sum(hash(epoch_us(observed_at), payload_bytes, payload_sha256)::hugeint)::varchar "
-        f"from read_parquet({quoted(folder + '/dt=*/*.parquet')})"
-    )
-    return lambda: {"snapshots": duckdb.sql(query).fetchall()}
-
-
 # ------------------------------------------------------------------------------------------- compaction
 
 
@@ -209,13 +177,6 @@ def _compaction(bench: Bench, archive: Archive, bronze: Path) -> Iterator[Observ
         )
         yield observation
         _remove(bench, place)
-
-
-def _project_compaction() -> Job:
-    from scripts.compact_bronze import compact
-
-    settings = load_settings()
-    return lambda: {"rows": sum(folded.rows for folded in compact(settings))}
 
 
 # ----------------------------------------------------------------------------- bronze to silver and gold
@@ -252,68 +213,6 @@ def _partitions(lake: Path) -> list[Path]:
     return [path for layer in ("silver", "gold") for path in lake.glob(f"{layer}/*/dt=*/data.parquet")]
 
 
-def _project_to_marts() -> Job:
-    settings = load_settings()
-    run_pipeline = _with_dbt()
-
-    def job() -> Figures:
-        run_pipeline.transform(settings)
-        return {}
-
-    return job
-
-
-def _limit_to_marts(script: str, lake: str) -> Job:
-    from scripts.benchmarks import limit
-
-    settings = load_settings()
-    return lambda: limit.bronze_to_marts(Path(script), Path(lake), settings)
-
-
-def _bare_script(folder: str) -> Job:
-    from scripts.benchmarks.bare_script import write_bare_script
-
-    settings = load_settings()
-    return lambda: {"script": str(write_bare_script(settings, Path(folder)))}
-
-
-def _parse(*projects: str) -> Job:
-    from scripts.run_dbt import run_dbt
-
-    settings = load_settings()
-    return lambda: {"parsed": [run_dbt(settings, project, "--quiet", "parse") for project in projects]}
-
-
-def _with_dbt() -> Any:
-    """scripts.run_pipeline, with dbt and its adapters imported."""
-    for module in ("dbt.cli.main", "dbt.adapters.duckdb", "dbt.adapters.postgres", "transform.plugins.lake"):
-        importlib.import_module(module)
-    return importlib.import_module("scripts.run_pipeline")
-
-
-def _digest_marts(lake: str) -> Job:
-    """Rows of every model, and a checksum of all columns but the measured ones."""
-    return lambda: {
-        folder.name: _digest_model(folder)
-        for folder in sorted([*Path(lake).glob("silver/*"), *Path(lake).glob("gold/*")])
-        if any(folder.glob("dt=*/data.parquet"))
-    }
-
-
-def _digest_model(folder: Path) -> list[Any]:
-    import duckdb
-
-    rows = f"read_parquet({quoted(f'{folder}/dt=*/data.parquet')}, hive_partitioning = true)"
-    columns = [
-        f'"{name}"::float' if kind == "DOUBLE" else f'"{name}"'
-        for name, kind, *_ in duckdb.sql(f"describe from {rows}").fetchall()
-        if not name.endswith("silver_seconds")
-    ]
-    digest = f"sum(hash({', '.join(columns)})::hugeint)::varchar"
-    [found] = duckdb.sql(f"select count(*), {digest} from {rows}").fetchall()
-    return list(found)
-
-
 # --------------------------------------------------------------------------------- archive to PostgreSQL
 
 
@@ -336,59 +235,9 @@ def _archive_to_postgres(bench: Bench, archive: Archive) -> Iterator[Observation
         if repeat == 1:
             _must_agree(TO_POSTGRES, {way: _digest_keys(places[way]) for way in ("project", "limit")})
             _must_agree(TO_POSTGRES, {way: _digest_day(places[way]) for way in ("project", "limit")})
-            until = first_files(day)[1]
+            until = first_files(day, FIRST_SNAPSHOTS)[1]
             _must_agree(TO_POSTGRES, {way: _digest_first(places[way], way, until) for way in steps})
         _remove(bench, *places.values())
-
-
-def first_files(day: Path) -> tuple[list[Path], datetime | None]:
-    """The files of a day's first snapshots, and the moment of the next one; None where there is none."""
-    moments: dict[datetime, list[Path]] = {}
-    for path in sorted(day.glob("*.txt")):
-        if named := observed_at_of(path.name):
-            moments.setdefault(named[0], []).append(path)
-    ordered = sorted(moments)
-    first = [path for moment in ordered[:FIRST_SNAPSHOTS] for path in moments[moment]]
-    return first, next(iter(ordered[FIRST_SNAPSHOTS:]), None)
-
-
-def _project_to_postgres(day: str) -> Job:
-    settings = load_settings()
-    importlib.import_module("ingestion.wrm")
-    run_pipeline = _with_dbt()
-
-    def job() -> Figures:
-        run_pipeline.import_archive(settings, day)
-        run_pipeline.export_readings(settings)
-        return {}
-
-    return job
-
-
-def _limit_to_postgres(day: str) -> Job:
-    from scripts.benchmarks import limit
-
-    settings = load_settings()
-    return lambda: limit.archive_to_postgres(Path(day), settings)
-
-
-def _usual_to_postgres(day: str) -> Job:
-    from scripts.benchmarks import usual
-
-    settings = load_settings()
-    files, _ = first_files(Path(day))
-    return lambda: usual.archive_to_postgres(files, settings)
-
-
-def _dlt_only_to_postgres(day: str) -> Job:
-    settings = load_settings()
-    files, _ = first_files(Path(day))
-    # dlt reads the configuration of the folder that it is imported in, which is not to be the project's
-    os.chdir(settings.data_dir.parent)
-    os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"
-    from scripts.benchmarks import dlt_only
-
-    return lambda: dlt_only.archive_to_postgres(files, settings, settings.data_dir.parent / "dlt")
 
 
 def _count_rows(place: Place, way: str, table: str) -> int:
@@ -406,8 +255,8 @@ def _digest_keys(place: Place) -> Rows:
     return _ask(
         place,
         "select indrelid::regclass::text, indisprimary, indisunique, array("
-        "select attname::text from pg_attribute where attrelid = indrelid and attnum = any(indkey)"
-        f") from pg_index where indrelid in ({tables}) order by 1, 2, 3, 4",
+        "select attname::text from pg_attribute where attrelid = indrelid and attnum = any(indkey) "
+        f"order by attname) from pg_index where indrelid in ({tables}) order by 1, 2, 3, 4",
     )
 
 
@@ -480,9 +329,7 @@ def _in_postgres(bench: Bench, statement: str) -> None:
 
 
 def _run(place: Place, step: str, *arguments: str | Path) -> Usage:
-    return run_measured(
-        python("scripts.benchmarks.compare_ways", "step", step, *arguments), place.environment
-    )
+    return run_measured(python("scripts.benchmarks.ways", step, *arguments), place.environment)
 
 
 def _observe(
@@ -497,7 +344,7 @@ def _say(place: Place, step: str, *arguments: str | Path) -> dict[str, Any]:
     """What a step that is not measured says. In a process of its own as well: by the system's account, a
     child has taken at least the memory that its parent had."""
     said = _run(place, step, *arguments).said
-    return {name: value for name, value in said.items() if name not in _counters()}
+    return {name: value for name, value in said.items() if name not in counters()}
 
 
 def _must_agree(case: str, found: Mapping[str, Any]) -> None:
@@ -518,43 +365,6 @@ def _only(one: Any, other: Any) -> Any:
     return one
 
 
-STEPS: dict[str, Callable[..., Job]] = {
-    "project-to-bronze": _project_to_bronze,
-    "limit-to-bronze": _limit_to_bronze,
-    "digest-bronze": _digest_bronze,
-    "project-compaction": _project_compaction,
-    "project-to-marts": _project_to_marts,
-    "limit-to-marts": _limit_to_marts,
-    "digest-marts": _digest_marts,
-    "bare-script": _bare_script,
-    "parse": _parse,
-    "project-to-postgres": _project_to_postgres,
-    "limit-to-postgres": _limit_to_postgres,
-    "usual-to-postgres": _usual_to_postgres,
-    "dlt-only-to-postgres": _dlt_only_to_postgres,
-}
-
-
-def _step(name: str, arguments: Sequence[str]) -> None:
-    """Prepare a step, then do and measure it."""
-    job = STEPS[name](*arguments)
-    before = _counters()
-    said = job()
-    taken = {figure: after - before[figure] for figure, after in _counters().items()}
-    print(json.dumps(taken | said))
-
-
-def _counters() -> Figures:
-    """What this process has taken until now."""
-    traffic = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return {
-        "seconds": time.perf_counter(),
-        "cpu_seconds": time.process_time(),
-        "read_bytes": int(traffic["rchar"]),
-        "written_bytes": int(traffic["wchar"]),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--days", type=int, default=2)
@@ -563,14 +373,7 @@ def main() -> None:
     parser.add_argument("--free-bikes", type=int, default=115)
     parser.add_argument("--error-share", type=float, default=0.02, help="of the snapshots, 0 to 1")
     parser.add_argument("--repeats", type=int, default=3)
-    commands = parser.add_subparsers(dest="command")
-    step = commands.add_parser("step", help="one step, in this process: for the benchmark itself")
-    step.add_argument("name", choices=STEPS)
-    step.add_argument("arguments", nargs="*")
     given = parser.parse_args()
-    if given.command == "step":
-        _step(given.name, given.arguments)
-        return
     options = {
         "days": given.days,
         "cadence_minutes": given.cadence,

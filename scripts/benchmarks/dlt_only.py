@@ -22,9 +22,8 @@ from ingestion.settings import Settings
 DATASET = "dlt_only"
 
 
-def archive_to_postgres(files: Sequence[Path], settings: Settings, folder: Path) -> dict[str, float]:
-    """Merge files of an archive into the tables of the schema `dlt_only`, with dlt's working directory below
-    `folder`."""
+def archive_to_postgres(files: Sequence[Path], settings: Settings) -> dict[str, float]:
+    """Merge files of an archive into the tables of the schema `dlt_only`."""
     stations: list[dict[str, Any]] = []
     bikes: list[dict[str, Any]] = []
     for file in files:
@@ -35,7 +34,6 @@ def archive_to_postgres(files: Sequence[Path], settings: Settings, folder: Path)
                 stations.append(_station(line))
     pipeline = dlt.pipeline(
         "bench",
-        pipelines_dir=str(folder),
         destination=dlt.destinations.postgres(_url(settings)),
         dataset_name=DATASET,
     )

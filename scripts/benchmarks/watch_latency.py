@@ -138,7 +138,7 @@ class Cycle:
 
 
 def measure_cycles(settings: Settings, cycles: int, logs: Logs) -> dict[str, Figures]:
-    """The figures of every case, of this process's own `watch`."""
+    """The figures of every case, of this process's own `watch`. On files there are no requests to count."""
     with driven_watch(settings) as watch:
         watch.warm_up()
         with observed_stations() as observer:
