@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,11 @@ if TYPE_CHECKING:  # dbt is slow to import
     from dbt.contracts.graph.manifest import Manifest
 
 PROJECTS = ("transform", "exports")
+# the variables that a project's manifest depends on; all others are read when a model is built
+PARSED_WITH = {
+    "transform": ("ENVIRONMENT",),
+    "exports": ("ENVIRONMENT", "DATA_DIR", "POSTGRES_URL", "POSTGRES_SCHEMA"),
+}
 # of `test` as well: a day that fails one is marked to be rebuilt
 WRITING = ("build", "run", "test", "retry", "run-operation", "seed", "snapshot", "clone")
 QUIET = ("--no-write-json", "--log-level", "none")
@@ -92,11 +97,11 @@ def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]
 
     check_lease()
     started_at = datetime.now(UTC)
-    with _dbt_environment(settings) as environment:
+    with _dbt_environment(settings):
         is_quiet = "--quiet" in arguments
         # artifacts are for people, and writing them takes as long as parsing the project
         options = [*(QUIET if is_quiet else ()), *_folders(settings, project)]
-        manifest = _manifest(project, environment, options) if is_quiet else None
+        manifest = _manifest(project, options) if is_quiet else None
         runner = dbtRunner(manifest, callbacks=[_pass_warning_on] if is_quiet else [])
         result = runner.invoke([*arguments, *options])
     nodes = getattr(result.result, "results", None) or []
@@ -117,13 +122,15 @@ def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]
     return {node.node.name: str(node.message) for node in nodes if "history" not in node.node.tags}
 
 
-def _manifest(project: str, environment: Collection[str], options: list[str]) -> Manifest | None:
+def _manifest(project: str, options: list[str]) -> Manifest | None:
     from dbt.cli.main import dbtRunner
 
     from scripts.parsed_projects import parsed_project
 
     return parsed_project(
-        PROJECT_ROOT / project, environment, lambda: dbtRunner().invoke(["--quiet", "parse", *options]).result
+        PROJECT_ROOT / project,
+        PARSED_WITH[project],
+        lambda: dbtRunner().invoke(["--quiet", "parse", *options]).result,
     )
 
 
@@ -199,8 +206,8 @@ def _folders(settings: Settings, project: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _dbt_environment(settings: Settings) -> Iterator[Collection[str]]:
-    """The settings under the names that the dbt projects read, which it gives, for the length of one call."""
+def _dbt_environment(settings: Settings) -> Iterator[None]:
+    """The settings under the names that the dbt projects read, for the length of one call."""
     values = {
         "ENVIRONMENT": settings.environment,
         "DATA_DIR": str(settings.data_dir),
@@ -212,7 +219,7 @@ def _dbt_environment(settings: Settings) -> Iterator[Collection[str]]:
     os.environ.update(values)
     try:
         with contextlib.chdir(PROJECT_ROOT):
-            yield values.keys()
+            yield
     finally:
         for name, value in before.items():
             if value is None:
