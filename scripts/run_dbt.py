@@ -20,7 +20,8 @@ from ingestion.lake import Lake
 from ingestion.run_history import Step, note
 from ingestion.settings import PROJECT_ROOT, Settings, canonical_postgres_url
 from scripts.command import CommandError, run_command, the_only_job
-from scripts.pipeline_run import check_lease
+from scripts.lease import Lease
+from scripts.pipeline_run import check_lease, current_run
 from scripts.start_postgres import running_postgres
 from scripts.torn_objects import find_torn, give_up_torn, tell_torn
 
@@ -92,10 +93,25 @@ def close_duckdb() -> None:
     DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]  # dbt-duckdb tells none
 
 
+_lease: Lease | None = None  # under which this process's DuckDB has come to know the lake's objects
+
+
+def _forget_what_others_may_have_changed() -> None:
+    """DuckDB keeps what it has learnt of objects on S3 (see the plugin), which holds for as long as nobody
+    else writes to the lake: under one lease."""
+    global _lease
+    run = current_run.get()
+    lease = run.lease if run else None
+    if lease is not _lease:
+        close_duckdb()
+        _lease = lease
+
+
 def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]:
     from dbt.cli.main import dbtRunner  # slow to import
 
     check_lease()
+    _forget_what_others_may_have_changed()
     started_at = datetime.now(UTC)
     with _dbt_environment(settings):
         is_quiet = "--quiet" in arguments

@@ -89,6 +89,12 @@ class Plugin(BasePlugin):
     def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
         self.conn = conn
         prepare_connection(conn, self.settings, self.lake)
+        # PostgreSQL is attached for one call of dbt at a time: a connection that broke meanwhile fails that
+        # call, asked for before each statement or not
+        conn.execute("set global pg_pool_health_check_query = ''")
+        if not self.lake.is_local:
+            # size and tag of an object, asked for once until this process writes it anew; nobody else may
+            conn.execute("set global enable_http_metadata_cache = true")
         # what each run built, so that its tests can look at that alone
         conn.execute("create table built_days (invocation varchar, model varchar, object varchar)")
         self.configure_cursor(conn)
