@@ -30,6 +30,10 @@ from scripts.foreground import wait_until_stopped
 
 BUCKET = "bike-data-flow"
 STARTUP_SECONDS = 60
+# Linux gives those from 32 768 on to outgoing connections, others from 49 152: any of these may take a port
+# between the look at it and the server's bind.
+PORTS = range(10_000, 22_768)
+GRPC_OFFSET = 10_000  # weed opens each of its ports, and another so much above it
 
 
 class S3Error(CommandError):
@@ -78,7 +82,6 @@ def running_s3(folder: Path, policies: Mapping[str, Any] | None = None) -> Itera
     folder.mkdir(parents=True, exist_ok=True)
     keys = _keys(folder)
     further_keys = {name: _new_keys() for name in policies or {}}
-    # weed opens each of these, and each plus 10 000 for gRPC
     ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     config = folder / "identities.json"
     _write_private(config, json.dumps(_identities(keys, further_keys, policies or {})))
@@ -154,13 +157,13 @@ def _weed() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free on loopback together with their gRPC sisters, 10 000 above."""
+    """Ports that are free on loopback together with their gRPC sisters."""
     found: list[int] = []
     with ExitStack() as held:
         while len(found) < count:
-            port = 10000 + secrets.randbelow(40000)
+            port = secrets.choice(PORTS)
             try:
-                for taken in (port, port + 10000):
+                for taken in (port, port + GRPC_OFFSET):
                     held.enter_context(socket.socket()).bind(("127.0.0.1", taken))
             except OSError:
                 continue
@@ -181,9 +184,9 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
             filesystem.rm_file(probe)
             return
         time.sleep(0.2)
-    raise S3Error(
-        f"The S3 server did not come up within {STARTUP_SECONDS} s: {server.endpoint_url}. See {log}."
-    )
+    ended = process.poll()
+    what = f"did not come up within {STARTUP_SECONDS} s" if ended is None else f"ended with {ended} at once"
+    raise S3Error(f"The S3 server {what}: {server.endpoint_url}. See {log}.")
 
 
 def main() -> None:
