@@ -22,7 +22,9 @@ _BOMS = [
 ]
 _ONE_BYTE_ENCODINGS = ("sloppy-windows-1250", "sloppy-windows-1252", "iso-8859-2", "latin-1")
 _SPECIAL = re.compile('["\r]')  # what makes a line of CSV more than fields between commas
-_POLISH = re.compile("[ąćęłńóśźżĄĆĘŁŃÓŚŹŻ–—„”’]")
+_LETTERS = frozenset("ąćęłńóśźżĄĆĘŁŃÓŚŹŻ")
+_POLISH = re.compile(f"[{''.join(sorted(_LETTERS))}–—„”’]")
+_ASCII = bytes(range(128))
 
 
 def detect_encoding(payload: bytes) -> str:
@@ -62,12 +64,20 @@ def mend_names(text: str) -> str | None:
     """JSON object of every mojibake field of a CSV text and its mended form, or None where all is well.
 
     Keys are fields as a CSV reader would give them (unquoted). Shape: '{"PrzejĹ›cie": "Przejście"}'.
+    A field whose only foreign letters are Polish is well.
     """
+    if _is_well(text):
+        return None
     lines = [line for line in text.split("\n") if not line.isascii()]
     fields = {name for line in lines for name in _fields(line) if not name.isascii()}
     mended = {name: _mend(name) for name in sorted(fields)}
     changed = {name: good for name, good in mended.items() if good != name}
     return json.dumps(changed, ensure_ascii=False) if changed else None
+
+
+def _is_well(text: str) -> bool:
+    foreign = text.encode("utf-8", "surrogatepass").translate(None, _ASCII)
+    return _LETTERS.issuperset(foreign.decode("utf-8", "surrogatepass"))
 
 
 def _fields(line: str) -> list[str]:
@@ -83,7 +93,7 @@ def _fields(line: str) -> list[str]:
 @lru_cache(maxsize=65536)
 def _mend(name: str) -> str:
     # Only the encoding is mended: ftfy.fix_text would also rewrite quotes and ligatures of good names.
-    return _mend_polish(name, times=2) or ftfy.fix_encoding(name)
+    return name if _is_well(name) else _mend_polish(name, times=2) or ftfy.fix_encoding(name)
 
 
 def _mend_polish(name: str, times: int) -> str | None:

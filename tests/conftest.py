@@ -163,6 +163,12 @@ class Workplace:
         log = self.settings.data_dir / "jobs" / f"{time.time_ns()}.log"
         return Job(self.command_environment(), log, module, *arguments)
 
+    def finish(self, module: str, *arguments: str, status: int = 0) -> str:
+        """Run a script of the project to its end; what it printed. It takes seconds less than a recipe."""
+        with self.job(module, *arguments) as job:
+            assert job.wait() == status, job.output
+            return job.output
+
     def lake_rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Rows of a query on the lake's views."""
         with closing(open_lake(self.settings)) as connection:

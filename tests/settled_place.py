@@ -44,13 +44,6 @@ def rows(place: Workplace) -> list[list[tuple]]:
     ]
 
 
-def run(place: Workplace, module: str, *arguments: str, status: int = 0) -> str:
-    """A job to its end; what it printed."""
-    with place.job(module, *arguments) as job:
-        assert job.wait() == status, job.output
-        return job.output
-
-
 def settled_place(place: Workplace, archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """The place as it was settled: three days imported, built and exported. The archive has got one more file
     since, of the day in the middle; `kept["rows"]` is what comes of that undisturbed."""
@@ -71,14 +64,14 @@ def _settle(place: Workplace, archive: Archive, folder: Path) -> None:
         **{"content_2025-05-12_03-00-00.txt": "#id,name\n1,Rynek\n"},
     )
     place.configure(DATA_DIR=str(folder / "data"))
-    run(place, "run_pipeline", "backfill", str(first))
+    place.finish("run_pipeline", "backfill", str(first))
     database = place.settings.postgres_parameters()["dbname"]
     shutil.copytree(folder / "data", folder / "copy", symlinks=True)
     copy_database(place.settings, database, f"{database}_copy")
     grown = shutil.copytree(first, folder / "grown")
     late = f"{DAY} 21:00:00"
     (grown / raw_name(late)).write_text(small_snapshot(moment(late)))
-    run(place, "run_pipeline", "backfill", str(grown))
+    place.finish("run_pipeline", "backfill", str(grown))
     kept.update(
         data=str(folder / "data"),
         copy=folder / "copy",

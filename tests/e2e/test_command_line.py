@@ -38,14 +38,14 @@ def test_run_brings_live_snapshots_to_postgres_and_an_unchanged_one_adds_nothing
 
 
 def test_run_survives_a_feed_that_fails_and_recovers(live_workplace, feed):
-    live_workplace.just("run")
+    live_workplace.finish("run_pipeline", "run")
     feed.misbehave("html")
     failed = live_workplace.just("run", check=False)
     assert failed.returncode == 1
     assert "The body is a page, not a snapshot" in failed.stderr
     assert "scripts/just demo" in failed.stderr and "scripts/just backfill" in failed.stderr
     assert "Traceback" not in failed.stderr
-    live_workplace.just("run")
+    live_workplace.finish("run_pipeline", "run")
     assert len(readings(live_workplace)) == 2 * FEW_STATIONS
     assert live_workplace.warehouse_rows(
         "select snapshots, fetch_attempts, failed_fetches from processing_summary"
@@ -60,7 +60,7 @@ def test_run_builds_and_exports_what_had_arrived_while_the_feed_is_out_of_reach(
     from ingestion import wrm
 
     wrm.import_archive(workplace.settings, str(folder))
-    assert workplace.just("run", check=False).returncode == 1
+    workplace.finish("run_pipeline", "run", status=1)
     assert len(readings(workplace)) == FEW_STATIONS
     errors = bronze_rows(workplace.settings, "fetch_attempts", "error")
     # the defects are asked for again after an hour only
@@ -68,11 +68,11 @@ def test_run_builds_and_exports_what_had_arrived_while_the_feed_is_out_of_reach(
 
 
 def test_run_carries_on_where_the_dlt_working_directory_was_lost(live_workplace, feed):
-    live_workplace.just("run")
+    live_workplace.finish("run_pipeline", "run")
     rows = readings(live_workplace)
     shutil.rmtree(live_workplace.settings.data_dir / "dlt")
     feed.misbehave("unchanged")
-    assert "snapshot unchanged" in live_workplace.just("run").stderr
+    assert "snapshot unchanged" in live_workplace.finish("run_pipeline", "run")
     assert readings(live_workplace) == rows
 
 
@@ -93,7 +93,7 @@ def test_backfill_takes_only_what_is_new_also_an_old_day_dropped_in_late(workpla
     assert "0 new" in second.stderr
     assert (workplace.lake_objects(), readings(workplace)) == (before, rows)
     archive(**{"content_2025-05-01_12-00-00.txt": small_snapshot(moment("2025-05-01 12:00:00"))})
-    workplace.just("backfill", str(folder))
+    workplace.finish("run_pipeline", "backfill", str(folder))
     after = workplace.lake_objects()
     # what is made of its own days alone is left alone; what compares with the day before is not
     alone = ("bronze/wrm/station_snapshots/", "silver/int_wrm__lines", "gold/fct_daily_station_availability/")
@@ -220,11 +220,11 @@ def test_storage_and_servers_out_of_reach_are_told_without_a_traceback(workplace
 
 def test_a_lake_moves_from_files_to_s3(live_workplace, archive, s3_server):
     folder = archive(**{raw_name("2025-05-12 12:00:00"): small_snapshot(moment("2025-05-12 12:00:00"))})
-    live_workplace.just("backfill", str(folder))
+    live_workplace.finish("run_pipeline", "backfill", str(folder))
     in_files = live_workplace.lake_rows("from int_wrm__lines_parsed order by all")
     rows = readings(live_workplace)
     live_workplace.configure(**s3_server.environment | {"LAKE_URL": "s3://bike-data-flow/moved"})
-    live_workplace.just("backfill", str(folder))
+    live_workplace.finish("run_pipeline", "backfill", str(folder))
     query = "select * exclude (fetched_at) from (from int_wrm__lines_parsed) order by all"
     in_s3 = live_workplace.lake_rows(query)
     live_workplace.configure(LAKE_URL="")
@@ -232,14 +232,14 @@ def test_a_lake_moves_from_files_to_s3(live_workplace, archive, s3_server):
     assert len(in_s3) == len(in_files) == SNAPSHOT_LINES
     assert readings(live_workplace) == rows
     live_workplace.configure(LAKE_URL="s3://bike-data-flow/moved")
-    live_workplace.just("run")
+    live_workplace.finish("run_pipeline", "run")
     assert len(readings(live_workplace)) == 2 * FEW_STATIONS
-    again = live_workplace.just("backfill", str(folder))
-    assert "0 new" in again.stderr and again.stderr.count("nothing new") == 5
+    again = live_workplace.finish("run_pipeline", "backfill", str(folder))
+    assert "0 new" in again and again.count("nothing new") == 5
 
 
 def test_dlt_and_dbt_work_as_their_users_expect(live_workplace):
-    live_workplace.just("run")
+    live_workplace.finish("run_pipeline", "run")
     info = live_workplace.command("dlt", "pipeline", "wrm", "info")
     assert "dataset_name: wrm" in info and str(live_workplace.settings.data_dir) in info
     assert "Run started at" in live_workplace.command("dlt", "pipeline", "wrm", "trace")
@@ -257,13 +257,13 @@ def test_dlt_and_dbt_work_as_their_users_expect(live_workplace):
 def test_dbt_in_exports_finds_the_embedded_server(live_workplace):
     live_workplace.configure(POSTGRES_URL="")
     with running_postgres(live_workplace.settings):
-        live_workplace.just("run")
+        live_workplace.finish("run_pipeline", "run")
         built = live_workplace.command("dbt", "build", folder=PROJECT_ROOT / "exports")
         assert re.search(r"PASS=[1-9]\d* WARN=0 ERROR=0", built)
 
 
 def test_psql_opens_on_the_warehouse_and_the_recipe_passes_arguments_on(live_workplace):
-    live_workplace.just("run")
+    live_workplace.finish("run_pipeline", "run")
     done = live_workplace.just("psql", "-Atc", "select count(*), 'two words' from bike_stations")
     assert done.stdout == f"{FEW_STATIONS}|two words\n"
 

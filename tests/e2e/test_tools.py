@@ -74,7 +74,7 @@ def test_query_opens_an_empty_lake_and_says_what_to_do(workplace):
 
 
 def test_query_finds_models_seeds_and_bronze_and_leaves_the_users_own_shell_out(live_workplace, tmp_path):
-    live_workplace.just("run")
+    live_workplace.finish("run_pipeline", "run")
     (tmp_path / ".duckdbrc").write_text("select 'from duckdbrc';")
     live_workplace.configure(HOME=str(tmp_path), TZ="America/New_York")
     assert [row["name"] for row in answer(live_workplace, "show tables")] == sorted(MODELS + SEEDS + BRONZE)
@@ -109,7 +109,7 @@ def test_query_ends_badly_with_the_engines_message(workplace):
 
 def test_query_reads_a_lake_on_s3_and_no_secret_is_in_the_process_list(workplace, archive, s3_server):
     workplace.configure(**s3_server.environment | {"LAKE_URL": "s3://bike-data-flow/queried"})
-    workplace.just("backfill", two_days(archive))
+    workplace.finish("run_pipeline", "backfill", two_days(archive))
     shell = subprocess.Popen(
         ["just", "--justfile", PROJECT_ROOT / "justfile", "query", "-csv"],
         env=workplace.command_environment(),
@@ -135,7 +135,7 @@ def test_docs_describe_every_table_of_an_empty_and_of_a_filled_lake(live_workpla
     pages = [docs / "index.html", docs / "transform" / "index.html", docs / "exports" / "index.html"]
     printed = "".join(f"{page.as_uri()}\n" for page in pages)
     assert live_workplace.just("docs").stdout == printed
-    live_workplace.just("run")
+    live_workplace.finish("run_pipeline", "run")
     assert live_workplace.just("docs").stdout == printed
     index, transform, exports = (page.read_text() for page in pages)
     assert 'href="transform/index.html"' in index and 'href="exports/index.html"' in index

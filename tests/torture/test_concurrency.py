@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 import duckdb
 import psycopg2
 import pytest
-from settled_place import DAY, DAYS, kept, rows, run, settled_place
+from settled_place import DAY, DAYS, kept, rows, settled_place
 
 from ingestion.lake import Lake
 from scripts.lake_reader import read_again_where_objects_go
@@ -36,7 +36,7 @@ def lake_of_three_days(request, settled):
     if request.param == "s3":
         server = request.getfixturevalue("s3_server")
         settled.configure(**server.environment | {"LAKE_URL": f"s3://bike-data-flow/t{time.time_ns()}"})
-        run(settled, *BACKFILL, kept["archive_before"])
+        settled.finish(*BACKFILL, kept["archive_before"])
     return settled
 
 
@@ -86,16 +86,16 @@ def test_second_job_is_told_who_is_at_work_and_nothing_is_doubled(
 ):
     lake, data = settled.settings.lake_url, str(settled.settings.data_dir)
     settled.configure(WATCH_ARCHIVE=kept["archive"], LAKE_URL=lake)
-    run(settled, *BACKFILL, kept["archive"])
+    settled.finish(*BACKFILL, kept["archive"])
     with job_at_work(settled, first) as (job, holder):
         settled.configure(DATA_DIR=str(tmp_path / "elsewhere") if elsewhere else data)
-        told = run(settled, *job_of(second), status=1)
+        told = settled.finish(*job_of(second), status=1)
         settled.configure(DATA_DIR=data)
         if first == "watch":
             job.terminate()
         assert job.wait() == 0, job.output
     assert f"Failed. Another job is at work: {holder}. Wait until it has ended and run again." in told
-    run(settled, *job_of(second))
+    settled.finish(*job_of(second))
     assert rows(settled) == kept["rows"]
 
 
@@ -220,7 +220,7 @@ def test_readers_see_each_day_as_before_or_as_after(lake_of_three_days, work, re
     before = states(place)
     with Readers(place) as readers:
         for module, *arguments in WORK[work]:
-            run(place, module, *(kept.get(argument, argument) for argument in arguments))
+            place.finish(module, *(kept.get(argument, argument) for argument in arguments))
     after = states(place)
     seen = set().union(*readers.seen.values())
     assert readers.errors == []
@@ -239,8 +239,8 @@ def test_day_that_is_removed_is_there_whole_or_not_at_all(lake_of_three_days):
         if filesystem.exists(folder):
             filesystem.rm(folder, recursive=True)
     with Readers(place) as readers:
-        run(place, *job_of("transform"))
-        run(place, *job_of("export"))
+        place.finish(*job_of("transform"))
+        place.finish(*job_of("export"))
     after = states(place)
     seen = set().union(*readers.seen.values())
     assert seen - before - after == set()

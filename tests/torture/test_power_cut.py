@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from settled_place import DAY, DAYS, kept, rows, run, settled_place
+from settled_place import DAY, DAYS, kept, rows, settled_place
 
 from ingestion.lake import Lake, unfinished_path
 from scripts import backfill_days
@@ -61,7 +61,7 @@ def test_torn_file_is_healed_by_the_next_job(settled, place, damage):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('{"asked": "2025-05-12", "job": "watch"}')
     damage(path)
-    run(settled, "run_pipeline", "backfill", kept["archive"])
+    settled.finish("run_pipeline", "backfill", kept["archive"])
     assert rows(settled) == kept["rows"]
 
 
@@ -71,7 +71,7 @@ def test_torn_file_is_healed_by_the_next_job(settled, place, damage):
 )
 def test_lost_folder_is_healed_by_the_next_job(settled, folder):
     shutil.rmtree(settled.settings.data_dir / folder)
-    run(settled, "run_pipeline", "backfill", kept["archive"])
+    settled.finish("run_pipeline", "backfill", kept["archive"])
     assert rows(settled) == kept["rows"]
 
 
@@ -80,11 +80,11 @@ def test_torn_bronze_object_is_named_and_other_days_go_on(settled):
     [path] = settled.lake_folder.glob(f"bronze/wrm/station_snapshots/dt={DAY}/*.parquet")
     whole = path.read_bytes()
     truncated(path)
-    told = run(settled, "run_pipeline", "backfill", kept["archive"], status=1)
+    told = settled.finish("run_pipeline", "backfill", kept["archive"], status=1)
     assert f"A bronze object is not whole: {path}. Bring it back from a copy" in told
     assert "1 files were refused" in told and "Traceback" not in told
     path.write_bytes(whole)
-    run(settled, "run_pipeline", "backfill", kept["archive"])
+    settled.finish("run_pipeline", "backfill", kept["archive"])
     assert rows(settled) == kept["rows"]
 
 
@@ -93,7 +93,7 @@ def test_torn_bronze_object_that_a_build_meets_is_named_and_stays(settled):
     [path] = settled.lake_folder.glob(f"bronze/wrm/station_snapshots/dt={DAY}/*.parquet")
     truncated(path)
     torn = path.read_bytes()
-    told = run(settled, "run_pipeline", "backfill", "--from", DAY, "--to", DAY, status=1)
+    told = settled.finish("run_pipeline", "backfill", "--from", DAY, "--to", DAY, status=1)
     assert f"An object of the lake is not whole: {path}. Bring it back from a copy" in told
     assert path.read_bytes() == torn
 
@@ -198,7 +198,7 @@ def test_days_of_a_model_with_a_torn_state_are_rebuilt_all_the_same(settled):
     journal.write_text(json.dumps(record | {"marked": {model.name: [DAY]}}))
     built = model / f"dt={DAY}/data.parquet"
     before = built.stat().st_mtime_ns
-    told = run(settled, "run_pipeline", "backfill", "--from", DAY, "--to", DAY)
+    told = settled.finish("run_pipeline", "backfill", "--from", DAY, "--to", DAY)
     assert f"made anew before any day is rebuilt: {model}/_state.parquet." in told
     assert built.stat().st_mtime_ns > before
     assert "rebuilt, as before" in told
@@ -223,5 +223,5 @@ def test_upload_that_was_never_finished_is_no_object_and_in_nobodys_way(settled,
             Bucket=bucket, Key=key, PartNumber=1, UploadId=begun["UploadId"], Body=b"half an object"
         )
     assert lake.filesystem().find(lake.root) == []
-    run(place, "run_pipeline", "backfill", kept["archive"])
+    place.finish("run_pipeline", "backfill", kept["archive"])
     assert rows(place) == kept["rows"]

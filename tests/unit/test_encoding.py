@@ -41,13 +41,14 @@ def test_mend_names_takes_cp1250_where_a_name_could_be_two():
     assert json.loads(mend_names(broken) or "{}") == {broken: "Śródlana"}
 
 
-@pytest.mark.parametrize("name", [*NAMES, "Café Ä Ö", "Hallera", "„Cytat”", "ﬁnał"])
+# the last could be a Chinese character, read as cp1250
+@pytest.mark.parametrize("name", [*NAMES, "Café Ä Ö", "Hallera", "„Cytat”", "ﬁnał", "ćłś"])
 def test_mend_names_leaves_good_names_alone(name):
     assert mend_names(f'1,"{name}",2\n') is None
 
 
 @pytest.mark.parametrize(
-    "text", ['"' * 200_000 + "ą", "ą" * 200_000 + '"', "Ĺš" * 100_000, "x\x00ą", "ą\x85ą\rą"]
+    "text", ['"' * 200_000 + "ą", "ą" * 200_000 + '"', "Ĺš" * 100_000, "x\x00ą", "ą\x85ą\rą", "\ud800"]
 )
 def test_mend_names_takes_any_text(text):
     mend_names(text)
