@@ -1,5 +1,8 @@
 """The project's own generic dbt tests find what they are for, and nothing else."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from dbt.cli.main import dbtRunner
 
 from scripts.run_dbt import _dbt_environment, _folders
@@ -22,24 +25,29 @@ CASES = {
 }
 
 
-def test_generic_tests_find_what_they_are_for(workplace):
+def failures(settings, cases):
+    """How many rows each of some calls of generic tests finds."""
     counted = " union all ".join(
         f"select {number} as number, count(*) as failures from (\n{{{{ {case} }}}}\n)"
-        for number, case in enumerate(CASES)
+        for number, case in enumerate(cases)
     )
-    settings = workplace.settings
+    inline = ("--limit", "10", "--inline", f"{counted} order by 1")
     with _dbt_environment(settings):
-        done = dbtRunner().invoke(
-            [
-                "--quiet",
-                "show",
-                "--limit",
-                "10",
-                "--inline",
-                f"{counted} order by 1",
-                *_folders(settings, "transform"),
-            ]
-        )
+        done = dbtRunner().invoke(["--quiet", "show", *inline, *_folders(settings, "transform")])
     assert done.success, done.exception
-    found = [int(row["failures"]) for row in done.result.results[0].agate_table.rows]
-    assert dict(zip(CASES, found, strict=True)) == CASES
+    return [int(row["failures"]) for row in done.result.results[0].agate_table.rows]
+
+
+def test_generic_tests_find_what_they_are_for(workplace):
+    assert dict(zip(CASES, failures(workplace.settings, CASES), strict=True)) == CASES
+
+
+@pytest.mark.parametrize(("days", "found"), [([[1, 2], [1, 2]], 0), ([[1, 2], [3, 3, 3], [4, None], [5]], 2)])
+def test_a_key_is_looked_at_day_by_day(workplace, tmp_path, days, found):
+    objects = [tmp_path / f"dt=2025-05-{number + 10}" / "data.parquet" for number in range(len(days))]
+    for path, values in zip(objects, days, strict=True):
+        path.parent.mkdir()
+        pq.write_table(pa.table({"a": values}), path)
+    listed = ", ".join(f"\\'{path}\\'" for path in objects)
+    read = f"(select * from read_parquet([{listed}], hive_partitioning = true)) as days_built"
+    assert failures(workplace.settings, [f"test_unique_key('{read}', ['dt', 'a'])"]) == [found]

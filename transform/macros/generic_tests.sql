@@ -1,14 +1,38 @@
-{# Fails for every key that stands on more than one row, and for every row without a whole key. #}
+{#
+  Fails for every key that stands on more than one row, and for every row without a whole key.
+
+  A key with `dt` in it is looked at a day at a time, when the test is compiled, so that memory does not grow with the
+  days; the test itself then reads the days that were found to fail, if any.
+#}
 {% test unique_key(model, columns) %}
+  {%- set days = days_tested(model) if 'dt' in columns else [] -%}
+  {%- set failing = [] -%}
+  {%- for day in days -%}
+    {%- set one = "read_parquet('" ~ day ~ "', hive_partitioning = true)" -%}
+    {%- if run_query('from (' ~ keys_that_fail(one, columns) ~ '\n) limit 1').rows | length -%}
+      {%- do failing.append(day) -%}
+    {%- endif -%}
+  {%- endfor -%}
+  {%- if failing -%}
+    {{ keys_that_fail("read_parquet(['" ~ failing | join("', '") ~ "'], hive_partitioning = true)", columns) }}
+  {%- elif days -%}
+    {{ keys_that_fail('(select * from ' ~ model ~ ' limit 0) as nothing_fails', columns) }}
+  {%- else -%}
+    {{ keys_that_fail(model, columns) }}
+  {%- endif -%}
+{% endtest %}
+
+
+{% macro keys_that_fail(rows, columns) %}
 select
     {{ columns | join(', ') }},
     {% if 'dt' not in columns %}min(dt) as dt,{% endif %}
     count(*) as rows_count,
     'the key {{ columns | join(", ") }} is not whole, or stands on more than one row' as failure_reason,
-from {{ model }}
+from {{ rows }}
 group by all
 having count(*) > 1 or {{ columns | join(' is null or ') }} is null
-{% endtest %}
+{%- endmacro %}
 
 
 {# Fails for readings that claim a place which is not on Earth. #}
@@ -93,4 +117,21 @@ group by dt, reason
     {%- endfor -%}
   {%- endif -%}
   {{ return(default__get_where_subquery(relation)) }}
+{% endmacro %}
+
+
+{# The objects that a test reads, a day each, where it reads several days of a daily partition; else none. `read` is
+   what `get_where_subquery` gave. #}
+{% macro days_tested(read) %}
+  {%- if not execute or flags.WHICH not in ('build', 'test', 'show') -%}
+    {{ return([]) }}
+  {%- endif -%}
+  {%- set objects = modules.re.findall("'([^']+/dt=[^']+)'", read | string) -%}
+  {%- set identifier = (read | string).split('.')[-1].strip('"') -%}
+  {%- for node in graph.nodes.values()
+        if not objects and node.name == identifier and node.config.materialized == 'daily_partition' -%}
+    {%- set pattern = partition_path(model_folder(node), '*') -%}
+    {%- do objects.extend(run_query("select file from glob('" ~ pattern ~ "') order by 1").columns[0].values()) -%}
+  {%- endfor -%}
+  {{ return(objects if objects | length > 1 else []) }}
 {% endmacro %}
