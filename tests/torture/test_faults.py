@@ -170,7 +170,7 @@ POSTGRES_CASES = [
 _undisturbed: Rows = {}  # of this process: every case has the same archive
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # as what an undisturbed run of it leaves is kept as long
 def job(tmp_path_factory) -> list[str]:
     """A backfill of an archive in the same place for every case: files are remembered by it."""
     archive = write_archive(tmp_path_factory.mktemp("faults") / "archive", (0, 8, 16))
