@@ -185,7 +185,7 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
             return
         time.sleep(0.2)
     ended = process.poll()
-    what = f"did not come up within {STARTUP_SECONDS} s" if ended is None else f"ended with {ended} at once"
+    what = f"did not come up within {STARTUP_SECONDS} s" if ended is None else f"ended with {ended}"
     raise S3Error(f"The S3 server {what}: {server.endpoint_url}. See {log}.")
 
 

@@ -39,9 +39,7 @@ class Stage:
     def finish(self, *job: str) -> float:
         """Run a job to its good end; its seconds."""
         started = time.monotonic()
-        with self.place.job(*job) as running:
-            status = running.wait()
-            assert status == 0, running.output
+        self.place.finish(*job)
         return time.monotonic() - started
 
     def save(self) -> None:

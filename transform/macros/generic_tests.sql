@@ -8,13 +8,12 @@
   {%- set days = days_tested(model) if 'dt' in columns else [] -%}
   {%- set failing = [] -%}
   {%- for day in days -%}
-    {%- set one = "read_parquet('" ~ day ~ "', hive_partitioning = true)" -%}
-    {%- if run_query('from (' ~ keys_that_fail(one, columns) ~ '\n) limit 1').rows | length -%}
+    {%- if run_query('from (' ~ keys_that_fail(read_days([day]), columns) ~ '\n) limit 1').rows | length -%}
       {%- do failing.append(day) -%}
     {%- endif -%}
   {%- endfor -%}
   {%- if failing -%}
-    {{ keys_that_fail("read_parquet(['" ~ failing | join("', '") ~ "'], hive_partitioning = true)", columns) }}
+    {{ keys_that_fail(read_days(failing), columns) }}
   {%- elif days -%}
     {{ keys_that_fail('(select * from ' ~ model ~ ' limit 0) as nothing_fails', columns) }}
   {%- else -%}
@@ -113,10 +112,16 @@ group by dt, reason
       {%- if not objects -%}
         {{ return('(select * from ' ~ relation ~ ' limit 0) as nothing_built') }}
       {%- endif -%}
-      {{ return("(select * from read_parquet(['" ~ objects | join("', '") ~ "'], hive_partitioning = true)) as days_built") }}
+      {{ return('(select * from ' ~ read_days(objects) ~ ') as days_built') }}
     {%- endfor -%}
   {%- endif -%}
   {{ return(default__get_where_subquery(relation)) }}
+{% endmacro %}
+
+
+{# The rows of some objects of a daily partition, as SQL. #}
+{% macro read_days(objects) %}
+  {{ return("read_parquet(['" ~ objects | join("', '") ~ "'], hive_partitioning = true)") }}
 {% endmacro %}
 
 
