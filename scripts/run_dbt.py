@@ -36,7 +36,7 @@ PARSED_WITH = {
 }
 # of `test` as well: a day that fails one is marked to be rebuilt
 WRITING = ("build", "run", "test", "retry", "run-operation", "seed", "snapshot", "clone")
-QUIET = ("--no-write-json", "--log-level", "none")
+QUIET = ("--no-write-json", "--log-level", "none", "--log-level-file")
 FAILED = ("error", "fail", "runtime error")
 logger = logging.getLogger("bike-data-flow")
 
@@ -110,13 +110,17 @@ def _forget_what_others_may_have_changed() -> None:
 def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]:
     from dbt.cli.main import dbtRunner  # slow to import
 
+    from scripts.lean_dbt import make_dbt_lean
+
+    make_dbt_lean()
     check_lease()
     _forget_what_others_may_have_changed()
     started_at = datetime.now(UTC)
     with _dbt_environment(settings):
         is_quiet = "--quiet" in arguments
         # artifacts are for people, and writing them takes as long as parsing the project
-        options = [*(QUIET if is_quiet else ()), *_folders(settings, project)]
+        level = "debug" if settings.log_level == "DEBUG" else "info"
+        options = [*((*QUIET, level) if is_quiet else ()), *_folders(settings, project)]
         manifest = _manifest(project, options) if is_quiet else None
         runner = dbtRunner(manifest, callbacks=[_pass_warning_on] if is_quiet else [])
         result = runner.invoke([*arguments, *options])
