@@ -20,7 +20,8 @@ received as (
         count(*) as copies_count,
         sum(payload_bytes)::bigint as payload_bytes,
         sum(
-            len(list_filter(lines, lambda line: trim(line, e' \t') <> '')) - (header is not null)::integer
+            len(list_filter(lines, lambda line: contains(line, ',') or trim(line, e' \t') <> ''))
+            - (header is not null)::integer
         )::bigint as lines_count,
     from snapshots
     group by observed_at, fetched_at, payload_sha256
