@@ -29,6 +29,7 @@ from dlt.extract import DltResource, DltSource
 from dlt.pipeline.exceptions import PipelineStepFailed
 
 from ingestion.lake import Lake
+from ingestion.lean_dlt import make_dlt_lean
 from ingestion.run_history import Step, note
 from ingestion.settings import Settings
 from ingestion.working_directory import land_set_aside, set_torn_aside
@@ -74,6 +75,7 @@ def open_pipeline(source: str, settings: Settings, *, needs_lake: bool = True) -
 
 
 def _pipeline(source: str, settings: Settings) -> dlt.Pipeline:
+    make_dlt_lean()
     folder = Path(get_dlt_pipelines_dir(), source)
     if folder not in _mended:
         set_torn_aside(folder)

@@ -61,6 +61,7 @@ class Settings:
     fetch_max_bytes: int
     duckdb_memory_limit: str
     duckdb_threads: int
+    dbt_threads: int  # models built at once
     watch_poll_seconds: float
     watch_export_seconds: float
     watch_archive: str | None  # folder or s3:// prefix
@@ -174,6 +175,8 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             str(8 if lake_url.startswith("s3://") else os.cpu_count() or 2),
             _positive(int),
         ),
+        # on S3 they wait for answers more than they work
+        dbt_threads=read("DBT_THREADS", "4" if lake_url.startswith("s3://") else "2", _positive(int)),
         watch_poll_seconds=read("WATCH_POLL_SECONDS", "60", _positive(float)),
         watch_export_seconds=read("WATCH_EXPORT_SECONDS", "120", _positive(float)),
         watch_archive=read("WATCH_ARCHIVE", "", _archive) or None,

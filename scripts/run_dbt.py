@@ -234,6 +234,7 @@ def _dbt_environment(settings: Settings) -> Iterator[None]:
         "POSTGRES_URL": canonical_postgres_url(settings),
         "POSTGRES_SCHEMA": settings.postgres_schema,
         "POSTGRES_READER_ROLE": settings.postgres_reader_role,
+        "DBT_THREADS": str(settings.dbt_threads),
     }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

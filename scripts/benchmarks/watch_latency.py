@@ -14,7 +14,8 @@ Cases, each on files and on S3 with 20 ms added to every request:
                                     that the file system gives to the rename, on S3 that of the answer
     fetched to every public table   until the dbt that upserts the marts has ended
     round of watch                  all of such a round, reconciliation and health included: seconds, CPU of
-                                    its process, requests to S3, statements to PostgreSQL
+                                    its process, requests to S3 (`get_requests` and so on by kind), statements
+                                    to PostgreSQL
     idle round: feed unchanged      a poll that finds what it found before
     idle round: nothing due         a round without anything to do
     idle round: nothing new         readings, build, marts and health looked at, with nothing to be done
@@ -31,6 +32,7 @@ import math
 import statistics
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -133,7 +135,7 @@ class Cycle:
     to_marts: float
     to_public: float
     round: Round
-    requests: int
+    requests: Counter[str]  # to S3, by kind
     statements: int
 
 
@@ -152,7 +154,8 @@ def measure_cycles(settings: Settings, cycles: int, logs: Logs) -> dict[str, Fig
         ROUND: {
             "seconds": statistics.median(cycle.round.seconds for cycle in measured),
             "cpu_seconds": statistics.median(cycle.round.cpu_seconds for cycle in measured),
-            "requests": statistics.median(cycle.requests for cycle in measured),
+            "requests": statistics.median(cycle.requests.total() for cycle in measured),
+            **requests_by_kind([cycle.requests for cycle in measured]),
             "statements": statistics.median(cycle.statements for cycle in measured),
         },
         **idle,
@@ -181,9 +184,15 @@ def measure_cycle(watch: DrivenWatch, observer: Observer, logs: Logs) -> Cycle:
         max(published[mart] for mart in MARTS) - seen.fetched_at,
         exported.timestamp() - seen.fetched_at,
         one,
-        len(requests_made),
+        Counter(line.split(" ", 2)[1] for line in requests_made),
         statements,
     )
+
+
+def requests_by_kind(cycles: Sequence[Counter[str]]) -> Figures:
+    """Medians of the requests of each kind."""
+    verbs = sorted(set().union(*cycles))
+    return {f"{verb.lower()}_requests": statistics.median(cycle[verb] for cycle in cycles) for verb in verbs}
 
 
 def published_in_files(lake: Path, since: float) -> dict[str, float]:

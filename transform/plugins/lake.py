@@ -93,7 +93,8 @@ class Plugin(BasePlugin):
         # call, asked for before each statement or not
         conn.execute("set global pg_pool_health_check_query = ''")
         if not self.lake.is_local:
-            # size and tag of an object, asked for once until this process writes it anew; nobody else may
+            # size and tag of an object, asked for once until this process writes it anew; nobody else may,
+            # and no statement may read what it writes: the tag of the old object would stay
             conn.execute("set global enable_http_metadata_cache = true")
         # what each run built, so that its tests can look at that alone
         conn.execute("create table built_days (invocation varchar, model varchar, object varchar)")
