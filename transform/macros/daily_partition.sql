@@ -438,7 +438,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
   {%- set entries = [] -%}
   {%- for key, value in metadata.items() -%}{%- do entries.append(key ~ ": '" ~ value ~ "'") -%}{%- endfor -%}
   {%- set result = run_query(
-        'copy (\n' ~ sql ~ "\n) to '" ~ written ~ "' (format parquet, compression zstd, row_group_size 122880"
+        'copy (\n' ~ sql ~ "\n) to '" ~ written ~ "' (format parquet, parquet_version v2, compression zstd, row_group_size 122880"
         ~ (', kv_metadata {' ~ entries | join(', ') ~ '}' if entries else '') ~ ')') -%}
   {%- do lake_file('publish', path) -%}
   {{ return(result.columns[0].values()[0] | int) }}
