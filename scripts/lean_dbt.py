@@ -1,5 +1,5 @@
-"""What dbt does over and over for nobody, done once or not at all: 40 % of what `watch` took where little is
-new (`python -m scripts.benchmarks.watch_latency profile` shows what takes it now).
+"""What dbt does over and over for nobody, done once or not at all: a third of what `watch` took where little
+is new (`python -m scripts.benchmarks.watch_latency profile` shows what takes it now).
 
 Each replacement gives what the original gives, which the unit tests compare on the locked versions.
 """

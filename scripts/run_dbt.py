@@ -36,7 +36,7 @@ PARSED_WITH = {
 }
 # of `test` as well: a day that fails one is marked to be rebuilt
 WRITING = ("build", "run", "test", "retry", "run-operation", "seed", "snapshot", "clone")
-QUIET = ("--no-write-json", "--log-level", "none", "--log-level-file")
+QUIET = ("--no-write-json", "--log-level", "none")
 FAILED = ("error", "fail", "runtime error")
 logger = logging.getLogger("bike-data-flow")
 
@@ -119,8 +119,8 @@ def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]
     with _dbt_environment(settings):
         is_quiet = "--quiet" in arguments
         # artifacts are for people, and writing them takes as long as parsing the project
-        level = "debug" if settings.log_level == "DEBUG" else "info"
-        options = [*((*QUIET, level) if is_quiet else ()), *_folders(settings, project)]
+        logged = ("--log-level-file", "debug" if settings.log_level == "DEBUG" else "info")
+        options = [*((*QUIET, *logged) if is_quiet else ()), *_folders(settings, project)]
         manifest = _manifest(project, options) if is_quiet else None
         runner = dbtRunner(manifest, callbacks=[_pass_warning_on] if is_quiet else [])
         result = runner.invoke([*arguments, *options])
