@@ -170,7 +170,7 @@ def _build(model: Model, day: date, folder: Path) -> Iterator[str]:
     yield (
         f"copy (\nselect date '{day}' as dt, * from (\n{model.sql}\n) as model_rows\n"
         f") to {quoted(model.table.objects.format(day))} "
-        "(format parquet, parquet_version v2, compression zstd, row_group_size 122880);"
+        "(format parquet, compression zstd, row_group_size 122880);"
     )
 
 

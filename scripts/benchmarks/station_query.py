@@ -207,7 +207,7 @@ def copy(settings: Settings, folder: str, order: str, row_group: int) -> dict[st
         connection.execute(
             f"copy (select * from read_parquet('{path}', hive_partitioning = false) order by {order}) "
             f"to '{target}' "
-            f"(format parquet, parquet_version v2, compression zstd, row_group_size {row_group})"
+            f"(format parquet, compression zstd, row_group_size {row_group})"
         )
     return {"write_seconds": time.perf_counter() - started}
 

@@ -111,7 +111,7 @@ COSTS: dict[str, dict[str, int]] = {
     "a query of one station's day": {
         "GET": 6,
         "LIST": 1,
-        "bytes answered": 100_000,
+        "bytes answered": 330_000,
         "bytes listed": 1_600,
     },
 }

@@ -8,11 +8,12 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from conftest import moment, raw_name, small_snapshot
+from conftest import FEW_BIKES, FEW_STATIONS, moment, raw_name, small_snapshot
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
 from ingestion import bronze, wrm
 from ingestion.schemas import FETCH_ATTEMPTS
+from scripts.compact_bronze import compact
 from scripts.run_dbt import DbtError, run_dbt
 from transform.plugins import lake as lake_plugin
 
@@ -328,3 +329,62 @@ def test_shifted_columns_are_read_by_name_and_a_missing_one_quarantines_the_snap
     assert live_workplace.lake_rows(
         "select distinct rejection_reasons, count(*) from int_wrm__lines_quarantined group by all"
     ) == [(["missing_required_column"], len(unquoted) + len(feed.city.free_bike_ids))]
+
+
+def lines_of(place, text):
+    """Rows of a day of parsed lines, which a process that stays has been adding to."""
+    return place.lake_rows(f"from int_wrm__lines_parsed where dt = '{text}' order by all")
+
+
+def grow(place, archive, *moments):
+    """One snapshot after the other, and what was built of the newest day after each by one process."""
+    grown = []
+    for each in moments:
+        add_snapshots(place, archive, each)
+        with lake_plugin.listing_only([moment(each).date()]):
+            assert build(place, models=["int_wrm__lines_parsed"]) == {"int_wrm__lines_parsed": 1}
+        grown.append(lines_of(place, each[:10]))
+    return grown
+
+
+def built_anew(place, text):
+    """The same day as another process builds it."""
+    DuckDBConnectionManager.close_all_connections()
+    build(place, "--full-refresh", models=["int_wrm__lines_parsed"])
+    return lines_of(place, text)
+
+
+def test_a_day_that_grows_has_the_rows_that_it_has_when_built_at_once(three_days, archive):
+    moments = [f"2025-05-13 {hour}:00:00" for hour in (13, 14, 15)]
+    grown = grow(three_days, archive, *moments)
+    assert [len(rows) // (FEW_STATIONS + FEW_BIKES) for rows in grown] == [2, 3, 4]
+    assert built_anew(three_days, "2025-05-13") == grown[-1]
+
+
+def test_a_day_that_grows_reads_only_objects_that_it_has_not_met(three_days, archive):
+    grow(three_days, archive, "2025-05-13 13:00:00")
+    met = list(three_days.lake_folder.glob("bronze/wrm/station_snapshots/dt=2025-05-13/*.parquet"))
+    add_snapshots(three_days, archive, "2025-05-13 14:00:00")
+    for path in met:
+        path.write_bytes(b"unreadable")
+    with lake_plugin.listing_only([date(2025, 5, 13)]):
+        build(three_days, models=["int_wrm__lines_parsed"])
+    assert len(lines_of(three_days, "2025-05-13")) == 3 * (FEW_STATIONS + FEW_BIKES)
+
+
+def test_a_day_that_grows_starts_anew_when_its_objects_were_folded(three_days, archive):
+    grow(three_days, archive, "2025-05-13 13:00:00", "2025-05-13 14:00:00")
+    assert compact(three_days.settings)
+    [rows] = grow(three_days, archive, "2025-05-13 15:00:00")
+    assert len(rows) == 4 * (FEW_STATIONS + FEW_BIKES)
+    assert built_anew(three_days, "2025-05-13") == rows
+
+
+def test_the_next_day_grows_by_itself(three_days, archive):
+    grow(three_days, archive, "2025-05-13 13:00:00")
+    first, second = grow(three_days, archive, "2025-05-14 00:00:00", "2025-05-14 01:00:00")
+    assert [len(first), len(second)] == [FEW_STATIONS + FEW_BIKES, 2 * (FEW_STATIONS + FEW_BIKES)]
+    # an earlier day is built as a whole, beside what is kept of the newest
+    [rows] = grow(three_days, archive, "2025-05-13 14:00:00")
+    assert len(rows) == 3 * (FEW_STATIONS + FEW_BIKES)
+    assert built_anew(three_days, "2025-05-14") == second

@@ -1,6 +1,7 @@
 import json
 from datetime import date
 
+import dlt
 import pyarrow as pa
 import pytest
 
@@ -63,3 +64,10 @@ def test_the_layout_of_an_older_dlt_is_brought_up_to_date(workplace):
     assert json.loads(init.read_text())["current_version"] == 2
     load(workplace, date(2025, 5, 13))
     assert len(days_in_bronze(workplace)) == 2
+
+
+@pytest.mark.parametrize("place", ["file:///lake", "s3://lake", "hf://datasets/lake"])
+def test_what_a_place_can_do_is_told_as_dlt_tells_it(place):
+    destination = dlt.destinations.filesystem(bucket_url=place)
+    told, expected = lean_dlt._capabilities(destination), lean_dlt._tell_capabilities(destination)
+    assert dict(told) == dict(expected)

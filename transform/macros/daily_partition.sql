@@ -22,6 +22,8 @@
                                         reaches every later day.
       closes_days=true                  a day is built once more when a later one appears: `is_newest_day()`.
       keeps='newest'                    only the newest day is kept, as it holds all that the earlier ones said.
+      grows=true                        each bronze object gives rows of its own: a process that stays adds those of new
+                                        objects to what it has of the newest day (grown_rows.sql).
 
   A stale day loses its fingerprint in the state before it is rebuilt and gains the new one after it is published,
   so whatever a crash leaves behind is rebuilt by the next run; until then, what reads the model leaves that day as it
@@ -69,7 +71,7 @@
     {%- if not loop.first -%}
       {%- do use_inputs(inputs, day, folder) -%}
     {%- endif -%}
-    {%- do rows.append(build_day(node, sql, folder, day)) -%}
+    {%- do rows.append(build_day(node, sql, inputs, folder, day)) -%}
     {%- if loop.index % 30 == 0 -%}
       {%- do write_state(folder) -%}
     {%- endif -%}
@@ -418,10 +420,12 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
 
 
 {# Builds and publishes one day; gives the number of rows. #}
-{% macro build_day(node, sql, folder, day) %}
+{% macro build_day(node, sql, inputs, folder, day) %}
   {%- set path = partition_path(folder, day.dt) -%}
   {%- set started_at = modules.datetime.datetime.now() -%}
-  {%- set copied = copy_to(dated(sql, day.dt), path, {'fingerprint': day.fingerprint}) -%}
+  {%- set grows = config.get('grows') and day.is_newest and lake_value('listed_days') -%}
+  {%- set rows = grown_rows(node, sql, inputs, day) if grows else sql -%}
+  {%- set copied = copy_to(dated(rows, day.dt), path, {'fingerprint': day.fingerprint}) -%}
   {%- set seconds = (modules.datetime.datetime.now() - started_at).total_seconds() -%}
   {%- do run_query("delete from temp.day_state where dt = '" ~ day.dt ~ "'; "
                    ~ "insert into temp.day_state values ('" ~ day.dt ~ "', '" ~ day.fingerprint ~ "', "
@@ -438,7 +442,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
   {%- set entries = [] -%}
   {%- for key, value in metadata.items() -%}{%- do entries.append(key ~ ": '" ~ value ~ "'") -%}{%- endfor -%}
   {%- set result = run_query(
-        'copy (\n' ~ sql ~ "\n) to '" ~ written ~ "' (format parquet, parquet_version v2, compression zstd, row_group_size 122880"
+        'copy (\n' ~ sql ~ "\n) to '" ~ written ~ "' (format parquet, compression zstd, row_group_size 122880"
         ~ (', kv_metadata {' ~ entries | join(', ') ~ '}' if entries else '') ~ ')') -%}
   {%- do lake_file('publish', path) -%}
   {{ return(result.columns[0].values()[0] | int) }}

@@ -1,3 +1,5 @@
+{{ config(grows=true) }}
+
 with lines as (
     select * from {{ ref('stg_wrm__station_lines') }}
 ),

@@ -20,7 +20,11 @@ received as (
         count(*) as copies_count,
         sum(payload_bytes)::bigint as payload_bytes,
         sum(
-            len(list_filter(lines, lambda line: contains(line, ',') or trim(line, e' \t') <> ''))
+            -- in two steps: within a list an `or` would have every line trimmed
+            len(list_filter(lines, lambda line: contains(line, ',')))
+            + len(list_filter(
+                list_filter(lines, lambda line: not contains(line, ',')), lambda line: trim(line, e' \t') <> ''
+            ))
             - (header is not null)::integer
         )::bigint as lines_count,
     from snapshots

@@ -12,9 +12,14 @@ compared as (
         longitude,
         docks_count,
         is_outside_service_area,
+        lag(observed_at) over station as previous_observed_at,
+        row_number() over station as reading_number,
         (
-            (name, latitude, longitude, docks_count)
-            is distinct from lag((name, latitude, longitude, docks_count)) over station
+            row_number() over station = 1
+            or name is distinct from lag(name) over station
+            or latitude is distinct from lag(latitude) over station
+            or longitude is distinct from lag(longitude) over station
+            or docks_count is distinct from lag(docks_count) over station
         ) as is_start,
     from readings
     -- what a clock that is far off says of then is of now
@@ -22,26 +27,31 @@ compared as (
     window station as (partition by station_id order by observed_at)
 ),
 
-numbered as (
+stations as (
     select
-        *,
-        count(*) filter (is_start) over (partition by station_id order by observed_at) as run_number,
+        station_id,
+        max(observed_at) as last_observed_at,
+        count(*) as readings_count,
     from compared
+    group by station_id
 ),
 
+-- a run ends where the next one starts; runs are few, so that only readings are put in order
 final as (
     select
         station_id,
-        min(observed_at) as first_observed_at,
-        max(observed_at) as last_observed_at,
-        any_value(name) as name,
-        any_value(latitude) as latitude,
-        any_value(longitude) as longitude,
-        any_value(docks_count) as docks_count,
-        any_value(is_outside_service_area) as is_outside_service_area,
-        count(*) as readings_count,
-    from numbered
-    group by station_id, run_number
+        observed_at as first_observed_at,
+        coalesce(lead(previous_observed_at) over station, last_observed_at) as last_observed_at,
+        name,
+        latitude,
+        longitude,
+        docks_count,
+        is_outside_service_area,
+        coalesce(lead(reading_number) over station, stations.readings_count + 1) - reading_number as readings_count,
+    from compared
+    inner join stations using (station_id)
+    where is_start
+    window station as (partition by station_id order by observed_at)
 )
 
 select * from final

@@ -1,11 +1,11 @@
-{{ config(code_version=1) }} -- of the macro latest_fetch
+{{ config(code_version=2) }} -- of the macro latest_stored_fetch
 
 with lines as (
     select * from {{ ref('int_wrm__lines_parsed') }}
 ),
 
 latest as (
-    {{ latest_fetch('station') }}
+    {{ latest_stored_fetch('station') }}
 ),
 
 final as (
