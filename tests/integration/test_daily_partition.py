@@ -332,7 +332,7 @@ def test_shifted_columns_are_read_by_name_and_a_missing_one_quarantines_the_snap
 
 
 def lines_of(place, text):
-    """Rows of a day of parsed lines, which a process that stays has been adding to."""
+    """A day of parsed lines, in order of all columns."""
     return place.lake_rows(f"from int_wrm__lines_parsed where dt = '{text}' order by all")
 
 

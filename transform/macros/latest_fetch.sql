@@ -3,10 +3,7 @@
 select *
     from lines
     where not is_rejected and kind = '{{ kind }}'
-    qualify row_number() over (
-        partition by id, observed_at
-        order by fetched_at desc, payload_sha256 desc, line_number desc
-    ) = 1
+    {{ only_last_fetched() }}
 {%- endmacro %}
 
 
@@ -28,7 +25,13 @@ with repeated as (
     select lines.*
     from lines semi join repeated using (id, observed_at)
     where not is_rejected and kind = '{{ kind }}'
-    qualify row_number() over (
+    {{ only_last_fetched() }}
+{%- endmacro %}
+
+
+{# Of several lines of one id and moment the one fetched last. #}
+{% macro only_last_fetched() -%}
+qualify row_number() over (
         partition by id, observed_at
         order by fetched_at desc, payload_sha256 desc, line_number desc
     ) = 1
