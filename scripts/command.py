@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -61,6 +62,19 @@ def run_command(job: Callable[[Settings], str | None]) -> None:
     if error:
         print(f"\nFailed. {visible(error)}", file=sys.stderr)
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def made_to_stay() -> Iterator[None]:
+    """Have Python's collector of garbage pass over what a `with` block makes, then and ever after: libraries
+    and parsed projects stay for good, and are too many to look through again and again. For what a process
+    makes once: garbage is passed over with it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def explain(failure: Exception) -> str | None:
@@ -146,7 +160,8 @@ def the_only_job(
     Raises `CommandError` that says which job holds it and since when, once it no longer `waits()`;
     `LeftToWatchError` where a schedule's job finds that `watch` does its work.
     """
-    from ingestion import compaction  # slow to import
+    with made_to_stay():
+        from ingestion import compaction  # slow to import: it brings dlt
 
     holder = Holder(name, new_run_id())
     trigger = trigger or find_trigger()

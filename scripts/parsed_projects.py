@@ -6,6 +6,7 @@ a third of a second: as long as all else that dbt does where nothing is stale.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from dbt.contracts.graph.manifest import Manifest
 from dbt.contracts.graph.nodes import CompiledNode
+
+from scripts.command import made_to_stay
 
 ENDINGS = frozenset({".sql", ".yml", ".csv"})
 
@@ -31,7 +34,8 @@ def parsed_project(folder: Path, environment: Collection[str], parse: Callable[[
     if known and known[0] == state:
         _forget_compilation(known[1])
         return known[1]
-    manifest = parse()
+    with made_to_stay() if known is None else contextlib.nullcontext():
+        manifest = parse()
     if not isinstance(manifest, Manifest):
         return None
     _parsed[folder] = (state, manifest)

@@ -19,20 +19,21 @@ from typing import TYPE_CHECKING, Any
 from ingestion.lake import Lake
 from ingestion.run_history import Step, note
 from ingestion.settings import PROJECT_ROOT, Settings, canonical_postgres_url
-from scripts.command import CommandError, run_command, the_only_job
+from scripts.command import CommandError, made_to_stay, run_command, the_only_job
 from scripts.lease import Lease
 from scripts.pipeline_run import check_lease, current_run
 from scripts.start_postgres import running_postgres
 from scripts.torn_objects import find_torn, give_up_torn, tell_torn
 
 if TYPE_CHECKING:  # dbt is slow to import
+    from dbt.cli.main import dbtRunner
     from dbt.contracts.graph.manifest import Manifest
 
 PROJECTS = ("transform", "exports")
 # the variables that a project's manifest depends on; all others are read when a model is built
 PARSED_WITH = {
     "transform": ("ENVIRONMENT",),
-    "exports": ("ENVIRONMENT", "DATA_DIR", "POSTGRES_URL", "POSTGRES_SCHEMA"),
+    "exports": ("ENVIRONMENT", "POSTGRES_URL", "POSTGRES_SCHEMA"),
 }
 # of `test` as well: a day that fails one is marked to be rebuilt
 WRITING = ("build", "run", "test", "retry", "run-operation", "seed", "snapshot", "clone")
@@ -108,11 +109,7 @@ def _forget_what_others_may_have_changed() -> None:
 
 
 def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]:
-    from dbt.cli.main import dbtRunner  # slow to import
-
-    from scripts.lean_dbt import make_dbt_lean
-
-    make_dbt_lean()
+    dbt_runner = _lean_dbt_runner()
     check_lease()
     _forget_what_others_may_have_changed()
     started_at = datetime.now(UTC)
@@ -122,7 +119,7 @@ def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]
         logged = ("--log-level-file", "debug" if settings.log_level == "DEBUG" else "info")
         options = [*((*QUIET, *logged) if is_quiet else ()), *_folders(settings, project)]
         manifest = _manifest(project, options) if is_quiet else None
-        runner = dbtRunner(manifest, callbacks=[_pass_warning_on] if is_quiet else [])
+        runner = dbt_runner(manifest, callbacks=[_pass_warning_on] if is_quiet else [])
         result = runner.invoke([*arguments, *options])
     nodes = getattr(result.result, "results", None) or []
     _note_invocation(project, arguments, started_at, result, nodes)
@@ -142,15 +139,24 @@ def _invoke(settings: Settings, project: str, *arguments: str) -> dict[str, str]
     return {node.node.name: str(node.message) for node in nodes if "history" not in node.node.tags}
 
 
-def _manifest(project: str, options: list[str]) -> Manifest | None:
-    from dbt.cli.main import dbtRunner
+@functools.cache
+def _lean_dbt_runner() -> type[dbtRunner]:
+    """dbt, imported when it is first needed."""
+    with made_to_stay():
+        from dbt.cli.main import dbtRunner  # slow to import
 
+        from scripts.lean_dbt import make_dbt_lean
+    make_dbt_lean()
+    return dbtRunner
+
+
+def _manifest(project: str, options: list[str]) -> Manifest | None:
     from scripts.parsed_projects import parsed_project
 
     return parsed_project(
         PROJECT_ROOT / project,
         PARSED_WITH[project],
-        lambda: dbtRunner().invoke(["--quiet", "parse", *options]).result,
+        lambda: _lean_dbt_runner()().invoke(["--quiet", "parse", *options]).result,
     )
 
 

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from transform.plugins.lake import open_lake
 
 SETTINGS = re.findall(r"^#([A-Z0-9_]+)=", (PROJECT_ROOT / ".env.example").read_text(), re.MULTILINE)
 FEW_STATIONS, FEW_BIKES = 6, 3
+DATABASE = "test"  # of one name, anew for each test: dbt parses a project again for another
 
 
 @pytest.fixture(scope="session")
@@ -198,15 +198,12 @@ def workplace(
     for name in [*SETTINGS, *(name for name in os.environ if name.startswith("DLT_"))]:
         monkeypatch.setenv(name, "")  # whatever .env and the environment say
     monkeypatch.delenv("AWS_CA_BUNDLE")  # botocore takes an empty one for a mistake
-    database = f"test_{uuid.uuid4().hex[:12]}"
-    with closing(psycopg2.connect(**postgres_server.postgres_parameters())) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(f"create database {database}")
+    copy_database(postgres_server, "template1", DATABASE)
     host = str(postgres_server.postgres_socket_dir).replace("/", "%2F")
     place = Workplace({}, monkeypatch)
     place.configure(
         DATA_DIR=str(tmp_path / "data"),
-        POSTGRES_URL=f"postgresql://postgres:@{host}:5432/{database}",
+        POSTGRES_URL=f"postgresql://postgres:@{host}:5432/{DATABASE}",
         WRM_FEED_URL="http://127.0.0.1:9/wrm",
         WRM_FAILURES_URL="http://127.0.0.1:9/failures",
         FETCH_ATTEMPTS="1",

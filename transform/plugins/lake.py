@@ -88,6 +88,7 @@ class Plugin(BasePlugin):
 
     def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
         self.conn = conn
+        conn.execute("set global timezone = 'UTC'")
         prepare_connection(conn, self.settings, self.lake)
         # PostgreSQL is attached for one call of dbt at a time: a connection that broke meanwhile fails that
         # call, asked for before each statement or not
@@ -109,16 +110,19 @@ class Plugin(BasePlugin):
             ) from error
 
     def configure_cursor(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        # Variables live as long as a connection; dbt opens one per thread.
-        cursor.execute("set timezone = 'UTC'")
-        cursor.execute("set enable_progress_bar = false")
-        cursor.execute(f"set variable lake = {quoted(self.lake.root)}")
-        cursor.execute(f"set variable scratch = {quoted(self.scratch)}")
-        cursor.execute(f"set variable landing_schema = {quoted(self.settings.landing_schema)}")
-        cursor.execute(f"set variable public_schema = {quoted(self.settings.postgres_schema)}")
+        # Variables live as long as a cursor, and dbt opens one for each node: one call for all of them
         first = first_exported_day(self.settings.export_retention_days, datetime.now(UTC).date())
-        cursor.execute("set variable export_from_day = cast(? as date)", [first])
-        cursor.execute("set variable listed_days = cast(? as date[])", [_listed_days])
+        listed = None if _listed_days is None else ", ".join(f"'{day}'" for day in _listed_days)
+        values = {
+            "lake": quoted(self.lake.root),
+            "scratch": quoted(self.scratch),
+            "landing_schema": quoted(self.settings.landing_schema),
+            "public_schema": quoted(self.settings.postgres_schema),
+            "export_from_day": f"{quoted(str(first)) if first else 'null'}::date",
+            "listed_days": f"{'null' if listed is None else f'[{listed}]'}::date[]",
+        }
+        statements = [f"set variable {name} = {value}" for name, value in values.items()]
+        cursor.execute("; ".join(statements))
 
     def store(self, target_config: TargetConfig) -> None:
         """What a materialization asks for by `operation`: to prepare, publish or remove one object, or to
