@@ -133,10 +133,11 @@ def export_readings(settings: Settings) -> None:
 
 
 def transform(settings: Settings, *options: str) -> None:
-    """Rebuild the stale days of every model of the lake, and test what was built; `options` are dbt's."""
+    """Rebuild the stale days of every model of the lake, and test what was built; `options` are dbt's, and
+    say which models where it is not all."""
     # unit tests are about code: CI runs them, `dbt build` does too; seeds are there from the start
     excluded = ("--exclude-resource-type", "unit_test", "--exclude-resource-type", "seed")
-    _dbt(settings, "transform", "build", *excluded, *options)
+    _dbt(settings, "transform", "build", *excluded, *(options or ("--selector", "stale_days")))
 
 
 def export_marts(settings: Settings, *options: str) -> None:

@@ -53,8 +53,7 @@ LONGEST_BACKOFF = 5
 HISTORY_SECONDS = 15 * 60
 COMPACTION_SECONDS = 60 * 60
 FULL_CHECK_HOUR = 3  # UTC
-# the default selector of dbt, less the history: an --exclude replaces that selector
-WITHOUT_HISTORY = ("--exclude", "tag:history", "tag:landing", "tag:reconciliation")
+WITHOUT_HISTORY = ("--selector", "stale_days_without_history")
 
 MODELS = PROJECT_ROOT / "transform" / "models"
 # what a sensor's failure may come from, in words
