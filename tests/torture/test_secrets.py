@@ -37,7 +37,8 @@ TOKEN = "pl4nted/session+token'=="
 PASSWORD = "pl4nted'p@ss/w%6frd\"o:?#\\$ ż"
 WRONG_PASSWORD = "pl4nted-wrong'p@ss/word"
 WEBHOOK_PATH = "services/T0/B0/pl4nted-webhook"
-SECRETS = (SECRET_KEY, TOKEN, PASSWORD, WRONG_PASSWORD, WEBHOOK_PATH)
+ARGUMENT = f"pl4nted-argument-{os.getpid()}"  # other workers look at all processes at the same time
+SECRETS = (SECRET_KEY, TOKEN, PASSWORD, WRONG_PASSWORD, WEBHOOK_PATH, ARGUMENT)
 # the local S3 server's own: what it lets in with
 HOLDERS = ("keys.json", "identities.json")
 
@@ -252,7 +253,7 @@ def assert_the_search_reaches_everywhere(site):
         "create table landing.planted (told jsonb)",
         sql.SQL("insert into landing.planted values ({})").format(sql.Literal(json.dumps([PASSWORD]))),
     )
-    subprocess.run([sys.executable, "-c", "import time; time.sleep(1)", WEBHOOK_PATH], check=True)
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(1)", ARGUMENT], check=True)
     found = find_secrets(site.sources())
     # the S3 server's own files hold the object as well
     outside = {
@@ -265,7 +266,7 @@ def assert_the_search_reaches_everywhere(site):
         ("planted.pickle", PASSWORD),
         ("PostgreSQL landing.planted", PASSWORD),
     }
-    assert {secret for name, secret in found if "arguments" in name} == {WEBHOOK_PATH}
+    assert {secret for name, secret in found if "arguments" in name} == {ARGUMENT}
 
 
 CRASH = """
