@@ -37,7 +37,7 @@ TOKEN = "pl4nted/session+token'=="
 PASSWORD = "pl4nted'p@ss/w%6frd\"o:?#\\$ ż"
 WRONG_PASSWORD = "pl4nted-wrong'p@ss/word"
 WEBHOOK_PATH = "services/T0/B0/pl4nted-webhook"
-ARGUMENT = f"pl4nted-argument-{os.getpid()}"  # other workers look at all processes at the same time
+ARGUMENT = f"pl4nted/argument+{os.getpid()}'="  # other workers look at all processes at the same time
 SECRETS = (SECRET_KEY, TOKEN, PASSWORD, WRONG_PASSWORD, WEBHOOK_PATH, ARGUMENT)
 # the local S3 server's own: what it lets in with
 HOLDERS = ("keys.json", "identities.json")
