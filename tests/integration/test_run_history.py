@@ -28,6 +28,7 @@ from scripts.run_pipeline import (
     take_snapshot,
     transform,
 )
+from scripts.watch_lake import WITHOUT_HISTORY
 
 
 def recorded(place, table, columns):
@@ -78,10 +79,9 @@ def test_a_run_and_its_steps_are_rows_of_the_lake_and_of_postgres(live_workplace
 
 def build_without_history(settings):
     """Every stage after ingestion, as a long-lived process goes through them every minute."""
-    left_out = ("--exclude", "tag:history")
     export_readings(settings)
-    transform(settings, *left_out)
-    export_marts(settings, *left_out)
+    transform(settings, *WITHOUT_HISTORY)
+    export_marts(settings, "--exclude", "tag:history")
     reconcile(settings)
 
 

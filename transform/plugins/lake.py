@@ -88,7 +88,6 @@ class Plugin(BasePlugin):
 
     def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
         self.conn = conn
-        conn.execute("set global timezone = 'UTC'")
         prepare_connection(conn, self.settings, self.lake)
         # PostgreSQL is attached for one call of dbt at a time: a connection that broke meanwhile fails that
         # call, asked for before each statement or not
@@ -112,14 +111,14 @@ class Plugin(BasePlugin):
     def configure_cursor(self, cursor: duckdb.DuckDBPyConnection) -> None:
         # Variables live as long as a cursor, and dbt opens one for each node: one call for all of them
         first = first_exported_day(self.settings.export_retention_days, datetime.now(UTC).date())
-        listed = None if _listed_days is None else ", ".join(f"'{day}'" for day in _listed_days)
+        listed = None if _listed_days is None else f"[{', '.join(map(str, _listed_days))}]"
         values = {
             "lake": quoted(self.lake.root),
             "scratch": quoted(self.scratch),
             "landing_schema": quoted(self.settings.landing_schema),
             "public_schema": quoted(self.settings.postgres_schema),
-            "export_from_day": f"{quoted(str(first)) if first else 'null'}::date",
-            "listed_days": f"{'null' if listed is None else f'[{listed}]'}::date[]",
+            "export_from_day": f"{_quoted_or_null(first)}::date",
+            "listed_days": f"{_quoted_or_null(listed)}::date[]",
         }
         statements = [f"set variable {name} = {value}" for name, value in values.items()]
         cursor.execute("; ".join(statements))
@@ -173,6 +172,10 @@ def _new_scratch() -> str:
     return _scratch
 
 
+def _quoted_or_null(value: date | str | None) -> str:
+    return "null" if value is None else quoted(str(value))
+
+
 def first_exported_day(retention_days: int | None, today: date) -> date | None:
     """The oldest UTC day that PostgreSQL holds, `today` being one of `retention_days`; None for all days."""
     if retention_days is None:
@@ -188,7 +191,6 @@ def open_lake(
     conn = duckdb.connect(database, config=config | {"autoinstall_known_extensions": False})
     lake = Lake.of(settings)
     prepare_connection(conn, settings, lake)
-    conn.execute("set timezone = 'UTC'")
     conn.execute(f"set variable lake = {quoted(lake.root)}")
     create_seeds(conn)
     for layer in layers:
@@ -197,7 +199,8 @@ def open_lake(
 
 
 def prepare_connection(conn: duckdb.DuckDBPyConnection, settings: Settings, lake: Lake) -> None:
-    """Load the extensions and set the secrets that reach the lake and the warehouse."""
+    """Tell moments in UTC, load the extensions, set the secrets that reach the lake and the warehouse."""
+    conn.execute("set global timezone = 'UTC'")
     load_extension(conn, "postgres_scanner")
     conn.execute(_postgres_secret(settings))
     for statement in storage_statements(lake):
