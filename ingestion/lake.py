@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -156,22 +157,9 @@ class Lake:
         return options
 
     def s3_client(self) -> Any:
-        """A botocore client of the lake's store, for what fsspec cannot do: conditional writes, bucket
-        settings."""
-        import botocore.config  # slow to import, and of no use to a local lake
-        import botocore.session
-
-        session = botocore.session.get_session()
-        return session.create_client(
-            "s3",
-            region_name=self.s3.region,
-            endpoint_url=self.s3.endpoint_url,
-            aws_access_key_id=self.s3.access_key_id,
-            aws_secret_access_key=self.s3.secret_access_key,
-            aws_session_token=self.s3.session_token,
-            verify=self.s3.ca_bundle,
-            config=botocore.config.Config(**self._botocore_config()),
-        )
+        """The process's botocore client of the lake's store, for what fsspec cannot do: conditional writes,
+        bucket settings. Threads may share it."""
+        return _s3_client(self)
 
     def bucket_and_key(self, name: str) -> tuple[str, str]:
         """Bucket and key of an object named relative to a lake on S3."""
@@ -199,6 +187,25 @@ class Lake:
         options["url_style"] = "path" if self.s3.addressing_style == "path" else "vhost"
         rendered = ", ".join(f"{name} {quoted(value)}" for name, value in options.items())
         return f"create or replace secret lake (type s3, {rendered})"
+
+
+@functools.lru_cache
+def _s3_client(lake: Lake) -> Any:
+    """A client takes 0.2 s of CPU to make."""
+    import botocore.config  # slow to import, and of no use to a local lake
+    import botocore.session
+
+    session = botocore.session.get_session()
+    return session.create_client(
+        "s3",
+        region_name=lake.s3.region,
+        endpoint_url=lake.s3.endpoint_url,
+        aws_access_key_id=lake.s3.access_key_id,
+        aws_secret_access_key=lake.s3.secret_access_key,
+        aws_session_token=lake.s3.session_token,
+        verify=lake.s3.ca_bundle,
+        config=botocore.config.Config(**lake._botocore_config()),
+    )
 
 
 def quoted(value: str) -> str:
