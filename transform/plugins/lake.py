@@ -92,7 +92,10 @@ class Plugin(BasePlugin):
         # PostgreSQL is attached for one call of dbt at a time: a connection that broke meanwhile fails that
         # call, asked for before each statement or not
         conn.execute("set global pg_pool_health_check_query = ''")
-        if not self.lake.is_local:
+        if self.lake.is_local:
+            # the system keeps files in memory by itself; a copy in DuckDB's grows with every day that is read
+            conn.execute("set global enable_external_file_cache = false")
+        else:
             # size and tag of an object, asked for once until this process writes it anew; nobody else may,
             # and no statement may read what it writes: the tag of the old object would stay
             conn.execute("set global enable_http_metadata_cache = true")
