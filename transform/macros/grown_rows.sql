@@ -22,11 +22,11 @@
   {%- set is_kept = met['is_kept'] and not should_full_refresh() -%}
   {%- set into = 'insert into ' ~ rows if is_kept else 'create or replace table ' ~ rows ~ ' as' -%}
   {%- if met['has_more'] or not is_kept -%}
-    {# names last: rows whose names are missing are made anew #}
+    {# names last: rows whose names are missing are made anew. In a new table: deleted rows stay in memory #}
     {%- do run_query(
           'set variable ' ~ source.name ~ " = list_filter(getvariable('found'), lambda object: "
           ~ ("not list_contains(getvariable('held'), object)" if is_kept else 'true') ~ '); '
-          ~ 'delete from ' ~ rows ~ '__objects; '
+          ~ 'create or replace table ' ~ rows ~ '__objects (object varchar, origin varchar); '
           ~ into ~ ' (\n' ~ sql ~ '\n); '
           ~ 'insert into ' ~ rows ~ "__objects select unnest(getvariable('found')), '" ~ origin ~ "'") -%}
   {%- endif -%}
