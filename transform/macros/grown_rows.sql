@@ -11,10 +11,11 @@
 {% macro grown_rows(node, sql, inputs, day) %}
   {%- set source = inputs | selectattr('kind', 'equalto', 'source') | first -%}
   {%- set rows = 'grown__' ~ node.name -%}
+  {%- set names = rows ~ '__objects' -%}
   {%- set origin = local_md5(code_fingerprint(node) ~ day.dt) -%}
   {%- do run_query(
-        'create table if not exists ' ~ rows ~ '__objects (object varchar, origin varchar); '
-        ~ 'set variable held = (select coalesce(list(object), []) from ' ~ rows ~ "__objects where origin = '" ~ origin ~ "'); "
+        'create table if not exists ' ~ names ~ ' (object varchar, origin varchar); '
+        ~ 'set variable held = (select coalesce(list(object), []) from ' ~ names ~ " where origin = '" ~ origin ~ "'); "
         ~ 'set variable found = (select list(file) from ' ~ bronze_objects(source, [day.dt]) ~ ')') -%}
   {%- set met = run_query(
         "select list_has_all(getvariable('found'), getvariable('held')) and len(getvariable('held')) > 0 as is_kept, "
@@ -26,9 +27,9 @@
     {%- do run_query(
           'set variable ' ~ source.name ~ " = list_filter(getvariable('found'), lambda object: "
           ~ ("not list_contains(getvariable('held'), object)" if is_kept else 'true') ~ '); '
-          ~ 'create or replace table ' ~ rows ~ '__objects (object varchar, origin varchar); '
+          ~ 'create or replace table ' ~ names ~ ' as (from ' ~ names ~ ' limit 0); '
           ~ into ~ ' (\n' ~ sql ~ '\n); '
-          ~ 'insert into ' ~ rows ~ "__objects select unnest(getvariable('found')), '" ~ origin ~ "'") -%}
+          ~ 'insert into ' ~ names ~ " select unnest(getvariable('found')), '" ~ origin ~ "'") -%}
   {%- endif -%}
   {{ return('select * from ' ~ rows) }}
 {% endmacro %}
