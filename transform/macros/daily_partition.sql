@@ -306,9 +306,8 @@
 {% macro input_tokens(input, listed) %}
       select input, dt, token, build_seconds,
         {{ is_day_asked('dt') }}
-        {%- if input.kind == 'model' %} or getvariable('lake') || '{{ input.folder }}/dt=' || dt || '/data.parquet' in (
-          select object from built_days where invocation = '{{ invocation_id }}'
-        ){% endif %} as is_asked,
+        {%- if input.kind == 'model' %} or getvariable('lake') || '{{ input.folder }}/dt=' || dt || '/data.parquet'
+          in (select object from built_days){% endif %} as is_asked,
       from ({{ day_tokens(input, listed) }})
       where row_count > 0 or row_count is null or token is null
 {% endmacro %}
@@ -430,7 +429,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
   {%- do run_query("delete from temp.day_state where dt = '" ~ day.dt ~ "'; "
                    ~ "insert into temp.day_state values ('" ~ day.dt ~ "', '" ~ day.fingerprint ~ "', "
                    ~ copied ~ ", now()::timestamp, " ~ seconds ~ "); "
-                   ~ "insert into built_days values ('" ~ invocation_id ~ "', '" ~ node.name ~ "', '" ~ path ~ "')") -%}
+                   ~ "insert into built_days values ('" ~ node.name ~ "', '" ~ path ~ "')") -%}
   {{ return(copied) }}
 {% endmacro %}
 
@@ -551,8 +550,7 @@ select {{ "cast('" ~ dt ~ "' as date)" if dt else 'null::date' }} as dt, * from 
           if id.startswith('model.') and graph.nodes[id].config.materialized == 'daily_partition' -%}
       {%- set node = graph.nodes[id] -%}
       {%- set folder = model_folder(node) -%}
-      {%- set built = "select " ~ day_of('object') ~ " from built_days where invocation = '" ~ invocation_id
-                      ~ "' and model = '" ~ node.name ~ "'" -%}
+      {%- set built = "select " ~ day_of('object') ~ " from built_days where model = '" ~ node.name ~ "'" -%}
       {%- do read_state(folder) -%}
       {%- do run_query('update temp.day_state set fingerprint = null where dt in (' ~ built ~ ')'
                        ~ (' and dt in (select dt from ' ~ failing ~ ')' if tells_day else '')) -%}

@@ -106,8 +106,7 @@ group by dt, reason
   {%- if execute and flags.WHICH == 'build' -%}
     {%- for node in graph.nodes.values()
           if node.name == relation.identifier and node.config.materialized == 'daily_partition' -%}
-      {%- set rows = run_query("select object from built_days where invocation = '" ~ invocation_id
-            ~ "' and model = '" ~ node.name ~ "' order by 1") -%}
+      {%- set rows = run_query("select object from built_days where model = '" ~ node.name ~ "' order by 1") -%}
       {%- do objects.extend(rows.columns[0].values()) -%}
       {%- if not objects -%}
         {{ return('(select * from ' ~ relation ~ ' limit 0) as nothing_built') }}

@@ -99,8 +99,8 @@ class Plugin(BasePlugin):
             # size and tag of an object, asked for once until this process writes it anew; nobody else may,
             # and no statement may read what it writes: the tag of the old object would stay
             conn.execute("set global enable_http_metadata_cache = true")
-        # what each run built, so that its tests can look at that alone
-        conn.execute("create table built_days (invocation varchar, model varchar, object varchar)")
+        # what a call of dbt built, so that its tests can look at that alone; each begins with an empty one
+        conn.execute("create table built_days (model varchar, object varchar)")
         self.configure_cursor(conn)
         create_seeds(conn)
         try:
