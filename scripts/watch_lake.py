@@ -279,6 +279,7 @@ class Watch:
         folded = compact(self.settings, days)
         self.unchecked.discard("compact")
         if folded:
+            close_duckdb()  # rows that grow begin anew now, and with them goes what it keeps of freed blocks
             days_folded = {each.part.day for each in folded}
             self.unbuilt |= days_folded
             self.unexported |= days_folded

@@ -15,6 +15,7 @@ from ingestion import bronze, wrm
 from ingestion.schemas import FETCH_ATTEMPTS
 from scripts.compact_bronze import compact
 from scripts.run_dbt import DbtError, run_dbt
+from scripts.watch_lake import Watch
 from transform.plugins import lake as lake_plugin
 
 DAYS = ("2025-05-11", "2025-05-12", "2025-05-13")
@@ -378,6 +379,20 @@ def test_a_day_that_grows_starts_anew_when_its_objects_were_folded(three_days, a
     [rows] = grow(three_days, archive, "2025-05-13 15:00:00")
     assert len(rows) == 4 * (FEW_STATIONS + FEW_BIKES)
     assert built_anew(three_days, "2025-05-13") == rows
+
+
+def test_watch_opens_duckdb_anew_when_objects_were_folded(three_days, archive):
+    grow(three_days, archive, "2025-05-13 13:00:00", "2025-05-13 14:00:00")
+    before = DuckDBConnectionManager.env()
+    watch = Watch(three_days.settings, unchecked={"compact"})
+    watch.compact()
+    [rows] = grow(three_days, archive, "2025-05-13 15:00:00")
+    assert len(rows) == 4 * (FEW_STATIONS + FEW_BIKES)
+    after = DuckDBConnectionManager.env()
+    assert after is not before
+    watch.compact()  # recent days have nothing to fold
+    grow(three_days, archive, "2025-05-13 16:00:00")
+    assert DuckDBConnectionManager.env() is after
 
 
 def test_the_next_day_grows_by_itself(three_days, archive):
